@@ -1,0 +1,171 @@
+"""Every option of the engine and the server, as small frozen dataclasses that are resolved once.
+
+The command line (``cli/flags.py``) and ``LLM(**options)`` are both derived from these fields: a field's name with dashes is
+its flag, its ``metadata`` holds the help text and the choices. Nothing else in Octavo declares an option.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from octavo.errors import ConfigError
+
+KV_BLOCK_SIZES = (8, 16, 32, 64, 128)
+
+
+def option(
+    default: Any, text: str, *, choices: tuple[Any, ...] | None = None, flags: tuple[str, ...] = (), kind: type | None = None
+) -> Any:
+    """A dataclass field that is also a flag.
+
+    Args:
+        default: the default value; a list makes a flag that takes several values.
+        text: the help line.
+        choices: the allowed values, where they are few.
+        flags: further spellings, such as ``-tp``.
+        kind: the value's type where the default does not tell (a default of None).
+    """
+    metadata = {"help": text, "choices": choices, "flags": flags, "kind": kind or type(default)}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """Which model, and how it is read."""
+
+    model: str | None = option(None, "directory, GGUF file or Hugging Face repository id; the embedded default when omitted", kind=str)
+    tokenizer: str | None = option(None, "directory, file or repository id of the tokenizer; the model's own when omitted", kind=str)
+    revision: str | None = option(None, "branch, tag or commit of the repository", kind=str)
+    dtype: str = option("auto", "compute type of weights and activations", choices=("auto", "float32", "bfloat16", "float16"))
+    quantization: str | None = option(None, "quantise weights at load (none is available yet)", kind=str)
+    load_format: str = option("auto", "how weights are stored; dummy makes random ones", choices=("auto", "safetensors", "gguf", "dummy"))
+    max_model_len: int | None = option(None, "longest context in tokens; the model's own limit when omitted", kind=int)
+    generation_config: str = option("auto", "where sampling defaults come from: auto (the model's), vllm (none), or a directory")
+    seed: int | None = option(None, "seed for requests that bring none; drawn for each request when omitted", kind=int)
+    chat_template: str | None = option(None, "file with a Jinja chat template that replaces the model's own", kind=str)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheOptions:
+    """The pool of KV pages."""
+
+    kv_cache_memory_bytes: int | None = option(None, "size of the KV pool in bytes (K, M, G suffixes allowed)", kind=int)
+    gpu_memory_utilization: float | None = option(
+        None, "share of the free memory to plan with, where no size is given (0.9 on a GPU, 0.4 of RAM on a CPU)", kind=float
+    )
+    kv_cache_dtype: str = option("auto", "type of cached keys and values", choices=("auto", "float32", "bfloat16", "float16"))
+    block_size: int = option(16, "token slots in a block", choices=KV_BLOCK_SIZES)
+    enable_prefix_caching: bool = option(True, "share blocks between requests with a common prefix")
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerOptions:
+    """Budgets of one step and the order of the queue."""
+
+    max_num_seqs: int = option(256, "most sequences in one step")
+    max_num_batched_tokens: int = option(2048, "most tokens in one step")
+    scheduling_policy: str = option("fcfs", "order of the waiting queue", choices=("fcfs", "priority"))
+    max_num_queued_reqs: int = option(2048, "most requests waiting for a place; more are answered 429")
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceOptions:
+    """Where the model runs."""
+
+    device: str = option("auto", "device of the model", choices=("auto", "cpu", "cuda"))
+    threads: int | None = option(None, "CPU threads of the model; the usable cores when omitted", kind=int)
+    tensor_parallel_size: int = option(1, "ranks that share each layer (only 1 yet)", flags=("-tp",))
+    pipeline_parallel_size: int = option(1, "ranks that share the layers (only 1 yet)", flags=("-pp",))
+    enforce_eager: bool = option(False, "never capture graphs (this backend captures none)")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """All that the engine process needs; it crosses the process border as JSON."""
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    cache: CacheOptions = field(default_factory=CacheOptions)
+    scheduler: SchedulerOptions = field(default_factory=SchedulerOptions)
+    device: DeviceOptions = field(default_factory=DeviceOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """The HTTP server. None of it reaches the engine."""
+
+    served_model_name: list[str] = option([], "names clients may use; the first is echoed and labels metrics")
+    host: str = option("127.0.0.1", "address to listen on")
+    port: int = option(8000, "port to listen on; 0 picks a free one")
+    uds: str | None = option(None, "unix socket to listen on instead of host and port", kind=str)
+    api_key: list[str] = option([], "keys of which clients must send one ($OCTAVO_API_KEY where not given)")
+    ssl_keyfile: str | None = option(None, "private key for HTTPS", kind=str)
+    ssl_certfile: str | None = option(None, "certificate for HTTPS", kind=str)
+    root_path: str = option("", "path prefix behind a proxy")
+    allowed_origins: list[str] = option([], "origins allowed by CORS; none by default")
+    max_logprobs: int = option(20, "most logprobs a request may ask for; -1 is no limit")
+    max_body_bytes: int = option(32 * 2**20, "largest request body in bytes; larger ones are answered 413")
+    shutdown_timeout: float = option(30.0, "seconds that running requests get to finish after SIGTERM")
+    enable_log_requests: bool = option(False, "log each request's figures when it ends")
+    disable_log_stats: bool = option(False, "do not log the load every ten seconds")
+
+
+ENGINE_GROUPS: dict[str, type] = {"model": ModelOptions, "cache": CacheOptions, "scheduler": SchedulerOptions, "device": DeviceOptions}
+
+
+def engine_options(**options: Any) -> EngineOptions:
+    """Sort flat options into their groups and check them.
+
+    Args:
+        options: any field of the engine's groups by name.
+
+    Raises:
+        TypeError: an option no group has, naming the nearest one that exists.
+        ConfigError: a value that cannot be honoured.
+    """
+    homes = {f.name: group for group, kind in ENGINE_GROUPS.items() for f in dataclasses.fields(kind)}
+    sorted_options: dict[str, dict[str, Any]] = {group: {} for group in ENGINE_GROUPS}
+    for name, value in options.items():
+        if name not in homes:
+            import difflib
+
+            near = difflib.get_close_matches(name, homes, 1)
+            raise TypeError(f"unknown option {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        sorted_options[homes[name]][name] = value
+    resolved = EngineOptions(**{group: kind(**sorted_options[group]) for group, kind in ENGINE_GROUPS.items()})
+    check(resolved)
+    return resolved
+
+
+def check(options: EngineOptions) -> None:
+    """Refuse values that cannot be honoured, before anything is loaded.
+
+    Raises:
+        ConfigError: naming the option, its value and what is allowed.
+    """
+    model, cache, scheduler, device = options.model, options.cache, options.scheduler, options.device
+    for group in (model, cache, scheduler, device):
+        for f in dataclasses.fields(group):
+            choices, value = f.metadata["choices"], getattr(group, f.name)
+            if choices and value not in choices:
+                raise ConfigError(f"{f.name} must be one of {', '.join(map(str, choices))}; got {value!r}.")
+    if model.quantization is not None:
+        raise ConfigError(f"quantization={model.quantization!r} is not available yet; quantised GGUF files are dequantised at load.")
+    for name, size in (("tensor_parallel_size", device.tensor_parallel_size), ("pipeline_parallel_size", device.pipeline_parallel_size)):
+        if size != 1:
+            raise ConfigError(f"{name}={size} is not available yet; only 1 is.")
+    for name, value in (
+        ("max_model_len", model.max_model_len),
+        ("kv_cache_memory_bytes", cache.kv_cache_memory_bytes),
+        ("max_num_seqs", scheduler.max_num_seqs),
+        ("max_num_batched_tokens", scheduler.max_num_batched_tokens),
+        ("max_num_queued_reqs", scheduler.max_num_queued_reqs),
+        ("threads", device.threads),
+    ):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} must be at least 1; got {value}.")
+    if cache.gpu_memory_utilization is not None and not 0.0 < cache.gpu_memory_utilization <= 1.0:
+        raise ConfigError(f"gpu_memory_utilization must be in (0, 1]; got {cache.gpu_memory_utilization}.")

@@ -1,0 +1,48 @@
+"""Weights as they are stored, and where they come from.
+
+A layer asks a ``WeightSource`` for its tensors by their Hugging Face names and hands them to the backend, which packs them.
+Models know nothing of files or formats.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+
+
+class StoredTensor(ABC):
+    """One tensor of a checkpoint, read when asked for.
+
+    Attributes:
+        name: its Hugging Face name.
+        shape: its logical shape (rows first, as in ``torch.nn.Linear.weight``: [out_features, in_features]).
+        format: how it is stored: ``F32``, ``F16``, ``BF16``, or a GGUF type such as ``Q4_1``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    format: str
+
+    @abstractmethod
+    def dense(self, dtype: torch.dtype, rows: slice | None = None) -> torch.Tensor:
+        """The values as a contiguous tensor on the CPU, read and dequantised now.
+
+        Args:
+            dtype: of the result.
+            rows: only these rows of the first dimension (all when None).
+        """
+
+
+class WeightSource(ABC):
+    """A checkpoint's tensors under Hugging Face names and in Hugging Face layout, whatever file they come from."""
+
+    @abstractmethod
+    def __contains__(self, name: str) -> bool: ...
+
+    @abstractmethod
+    def __getitem__(self, name: str) -> StoredTensor:
+        """Raises ModelLoadError naming a tensor that the checkpoint lacks."""
+
+    @abstractmethod
+    def names(self) -> list[str]: ...

@@ -1,0 +1,94 @@
+"""A request and its sequences, as the engine process sees them."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from octavo.sampling_params import SamplingParams
+
+
+class FinishReason(enum.StrEnum):
+    """Why a sequence ended. ``STOP``: an end-of-sequence or stop token (or, found by the frontend, a stop string)."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+class SequenceStatus(enum.Enum):
+    WAITING = enum.auto()
+    RUNNING = enum.auto()
+    FINISHED = enum.auto()
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """What a client asked, tokenised and checked.
+
+    Attributes:
+        request_id: unique among live requests.
+        prompt_token_ids: at least one token.
+        params: sampling parameters; ``max_tokens`` is resolved (never None).
+        seed: the request's random key, drawn by the frontend where the client brought none.
+        eos_token_ids: tokens that end a sequence unless ``params.ignore_eos``.
+        bad_word_ids: ``params.bad_words``, tokenised.
+        priority: smaller runs earlier under the priority policy.
+        cache_salt: extra key of the prefix cache; requests share pages only with their own salt.
+        arrival_time: seconds on ``time.monotonic``'s clock.
+        sequences: ``params.num_sequences`` of them; the first computes the prompt for all.
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    seed: int
+    eos_token_ids: tuple[int, ...] = ()
+    bad_word_ids: tuple[tuple[int, ...], ...] = ()
+    priority: int = 0
+    cache_salt: str = ""
+    arrival_time: float = 0.0
+    first_scheduled_time: float | None = None
+    first_token_time: float | None = None
+    num_preemptions: int = 0
+    sequences: list[Sequence] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        return all(sequence.status is SequenceStatus.FINISHED for sequence in self.sequences)
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One stream of tokens.
+
+    Attributes:
+        seq_id: unique in the engine's life.
+        index: 0 .. n-1 within the request.
+        token_ids: prompt and output tokens known so far.
+        num_computed: tokens whose keys and values are in the pool; ``len(token_ids) - num_computed`` are to catch up.
+        num_cached_tokens: prompt tokens that the prefix cache (or a fork) saved at first scheduling.
+    """
+
+    seq_id: int
+    request: Request
+    index: int
+    token_ids: list[int]
+    num_computed: int = 0
+    num_cached_tokens: int = 0
+    status: SequenceStatus = SequenceStatus.WAITING
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - len(self.request.prompt_token_ids)
+
+    @property
+    def num_to_compute(self) -> int:
+        return len(self.token_ids) - self.num_computed
