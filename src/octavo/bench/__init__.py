@@ -1,0 +1,1 @@
+"""`octavo bench`: load over HTTP, offline runs, the machine's limits, reports."""

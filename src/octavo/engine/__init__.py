@@ -1,0 +1,1 @@
+"""The engine process: the step loop, its messages, its life."""

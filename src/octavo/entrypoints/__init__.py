@@ -1,0 +1,1 @@
+"""Module entry points: `python -m octavo.entrypoints.api_server`."""

@@ -1,0 +1,1 @@
+"""One worker here, or many: who executes a batch."""

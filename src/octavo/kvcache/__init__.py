@@ -1,0 +1,1 @@
+"""Pages: allocation, sharing, prefix cache, eviction."""

@@ -1,0 +1,1 @@
+"""The few building blocks decoders are made of."""

@@ -1,0 +1,1 @@
+"""Model families and where their weights come from."""

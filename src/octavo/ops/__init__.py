@@ -1,0 +1,1 @@
+"""The kernels' one interface and its backends."""

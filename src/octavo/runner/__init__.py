@@ -1,0 +1,1 @@
+"""From a batch to tensors, a forward pass and samples."""

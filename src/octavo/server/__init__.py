@@ -1,0 +1,1 @@
+"""The HTTP face: parse, authenticate, map errors, stream."""

@@ -1,0 +1,210 @@
+"""The engine: take in messages, schedule, execute, update, and say what came of it. One step can be seen whole in ``step``.
+
+``engine/process.py`` runs this in a process of its own behind a socket; ``octavo.LLM`` runs it in its own process.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from octavo.batch import Batch, NewSequence, ScheduledSequence
+from octavo.config import EngineOptions
+from octavo.engine.messages import (
+    AbortSequences,
+    AddRequest,
+    Call,
+    CallResult,
+    EngineInput,
+    EngineStats,
+    Ready,
+    RequestTimes,
+    SequenceUpdate,
+    StepOutput,
+)
+from octavo.errors import InvalidRequestError
+from octavo.executor.base import Executor
+from octavo.executor.local import LocalExecutor
+from octavo.kvcache.manager import KVCacheManager
+from octavo.log import get_logger
+from octavo.models.hub import ModelFiles
+from octavo.models.loader import read_model_config
+from octavo.request import FinishReason, Request
+from octavo.runner.device import resident_bytes, select_device
+from octavo.runner.memory_plan import gib, plan_memory
+from octavo.sampling_params import SamplingParams
+from octavo.scheduler.scheduler import Scheduler, SequenceProgress
+
+logger = get_logger(__name__)
+
+RSS_EVERY = 32
+"""Steps between two looks at the process's resident memory."""
+
+
+def _no_progress(phase: str, fraction: float) -> None:
+    """Loading progress that nobody watches."""
+
+
+class EngineCore:
+    """The step loop's state.
+
+    Args:
+        options: the engine's options.
+        files: the checkpoint.
+        progress: told (phase, fraction) while the model loads.
+        make_executor: what holds the model; tests put a fake here.
+
+    Raises:
+        OctavoError: a checkpoint that cannot be served, a plan that does not fit, an option that cannot be honoured.
+    """
+
+    def __init__(
+        self,
+        options: EngineOptions,
+        files: ModelFiles,
+        progress: Callable[[str, float], None] = _no_progress,
+        make_executor: Callable[..., Executor] = LocalExecutor,
+    ) -> None:
+        device = select_device(options.device)
+        config = read_model_config(files)
+        self.plan = plan_memory(config, options, device)
+        for name, size, note in self.plan.rows():
+            logger.info("plan: %-12s %10s  %s", name, gib(size), note)
+        for note in self.plan.notes:
+            logger.info("plan: %s", note)
+        self._executor = make_executor(files, config, options, self.plan, device, progress)
+        kv = KVCacheManager(self.plan.num_blocks, self.plan.block_size, options.cache.enable_prefix_caching)
+        self.scheduler = Scheduler(options.scheduler, kv, self.plan.max_model_len)
+        self.stats = EngineStats(rss_bytes=resident_bytes())
+        self._requests: dict[str, Request] = {}
+        self._rejections: list[SequenceUpdate] = []
+        self._warm_up()
+        self.ready = Ready(
+            max_model_len=self.plan.max_model_len,
+            max_num_seqs=self.plan.max_num_seqs,
+            num_blocks=self.plan.num_blocks,
+            block_size=self.plan.block_size,
+            plan=self.plan.as_bytes(),
+        )
+
+    # ---- messages in -------------------------------------------------------------------------------------------------
+
+    def handle(self, message: EngineInput) -> CallResult | None:
+        """Take in one message; a ``Call`` is answered at once, all else shows in later steps' outputs."""
+        if isinstance(message, AddRequest):
+            self._add(message)
+        elif isinstance(message, AbortSequences):
+            self._abort(message)
+        elif isinstance(message, Call):
+            return self._answer(message)
+        return None
+
+    def has_work(self) -> bool:
+        return bool(self._rejections) or self.scheduler.has_work()
+
+    def _add(self, message: AddRequest) -> None:
+        request = Request(
+            request_id=message.request_id,
+            prompt_token_ids=message.prompt_token_ids,
+            params=message.params,
+            seed=message.seed,
+            eos_token_ids=tuple(message.eos_token_ids),
+            bad_word_ids=tuple(tuple(word) for word in message.bad_word_ids),
+            priority=message.priority,
+            cache_salt=message.cache_salt,
+            arrival_time=message.arrival_time,
+        )
+        try:
+            self.scheduler.add(request)
+        except InvalidRequestError as error:
+            update = SequenceUpdate(message.request_id, 0, [], finish_reason=FinishReason.ERROR.value, stop_reason=str(error))
+            self._rejections.append(update)
+            return
+        self._requests[request.request_id] = request
+
+    def _abort(self, message: AbortSequences) -> None:
+        request = self._requests.get(message.request_id)
+        if request is not None:
+            self.scheduler.abort(message.request_id, tuple(message.indices))
+            if request.finished:
+                del self._requests[message.request_id]
+
+    def _answer(self, call: Call) -> CallResult:
+        if call.method == "reset_prefix_cache":
+            return CallResult(call.call_id, self.scheduler.kv.reset_prefix_cache())
+        if call.method == "audit":
+            self.scheduler.kv.audit()
+            return CallResult(call.call_id, {"owned_blocks": self.scheduler.kv.num_owned_blocks})
+        return CallResult(call.call_id, error=f"the engine has no call {call.method!r}")
+
+    # ---- the step ----------------------------------------------------------------------------------------------------
+
+    def step(self) -> StepOutput | None:
+        """Run one step, if anything can run, and report it."""
+        updates, self._rejections = self._rejections, []
+        begin = time.perf_counter()
+        batch = self.scheduler.schedule()
+        if batch is None:
+            return StepOutput(updates, [], self._look(0, 0.0)) if updates else None
+        result = self._executor.execute(batch)
+        for progress in self.scheduler.update(batch, result):
+            updates.append(self._update(progress))
+        started = [request.request_id for request in self.scheduler.take_started()]
+        return StepOutput(updates, started, self._look(batch.num_tokens, time.perf_counter() - begin))
+
+    def _update(self, progress: SequenceProgress) -> SequenceUpdate:
+        sequence, request = progress.sequence, progress.sequence.request
+        if request.finished:
+            self._requests.pop(request.request_id, None)
+        times = None
+        if request.finished or sequence.num_output_tokens == 1:
+            times = RequestTimes(
+                arrival=request.arrival_time,
+                first_scheduled=request.first_scheduled_time or 0.0,
+                first_token=request.first_token_time or 0.0,
+                finished=time.monotonic() if request.finished else 0.0,
+                num_preemptions=request.num_preemptions,
+            )
+        return SequenceUpdate(
+            request_id=request.request_id,
+            index=sequence.index,
+            token_ids=progress.token_ids,
+            num_cached_tokens=sequence.num_cached_tokens,
+            logprobs=progress.logprobs,
+            prompt_logprobs=progress.prompt_logprobs,
+            finish_reason=sequence.finish_reason.value if sequence.finish_reason else None,
+            stop_reason=sequence.stop_reason,
+            times=times,
+        )
+
+    def _look(self, tokens: int, seconds: float) -> EngineStats:
+        scheduler, kv, before = self.scheduler, self.scheduler.kv, self.stats
+        self.stats = EngineStats(
+            num_running=scheduler.num_running,
+            num_waiting=scheduler.num_waiting,
+            kv_usage=kv.usage,
+            kv_waste=kv.waste,
+            prefix_queries=kv.prefix_queries,
+            prefix_hits=kv.prefix_hits,
+            preemptions=dict(scheduler.preemptions),
+            step_tokens=tokens,
+            step_seconds=seconds,
+            steps=before.steps + 1,
+            rss_bytes=resident_bytes() if before.steps % RSS_EVERY == 0 else before.rss_bytes,
+        )
+        return self.stats
+
+    def _warm_up(self) -> None:
+        """Run a prompt and a decode through the model once, so that lazily built kernels are not the first request's to wait for.
+
+        The tokens land in block 0, which nothing owns yet; whoever gets it overwrites them.
+        """
+        tokens = min(8, self.plan.block_size)
+        new = NewSequence(-1, [0] * tokens, tokens, SamplingParams(temperature=0.0), seed=0)
+        self._executor.execute(Batch(0, [], [new], [], [ScheduledSequence(-1, 0, tokens - 1, 0, [0], False)]))
+        self._executor.execute(Batch(0, [], [], [], [ScheduledSequence(-1, tokens - 1, 1, 0, [], True)]))
+        self._executor.execute(Batch(0, [-1], [], [], []))
+
+    def shutdown(self) -> None:
+        """Free the model and the pages. Idempotent."""
+        self._executor.shutdown()

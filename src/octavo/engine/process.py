@@ -1,0 +1,195 @@
+"""The engine as a process of its own: spawn, readiness, the loop around ``EngineCore``, crash and shutdown.
+
+The parent writes one JSON line to the child's standard input and keeps it open: when it closes, the parent is gone and the child
+leaves. Messages go over two unix sockets; nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from octavo import log
+from octavo.config import EngineOptions
+from octavo.engine.messages import EngineInput, EngineOutput, Failed, Loading, Shutdown
+from octavo.errors import EngineDeadError, OctavoError
+from octavo.models.hub import ModelFiles
+
+logger = log.get_logger(__name__)
+
+IDLE_POLL_MS = 10
+"""How long the loop waits for a message when sequences exist and none can run."""
+
+_LAST_WORDS_SECONDS = 0.5
+
+
+class EngineStart(msgspec.Struct):
+    """The line on the child's standard input: what to load and where to listen."""
+
+    inbox: str
+    outbox: str
+    options: EngineOptions
+    model_name: str
+    model_kind: Literal["hf", "gguf"]
+    model_path: str
+
+
+class EngineProcess:
+    """The parent's handle on a running engine process; made by ``spawn``."""
+
+    def __init__(self, process: asyncio.subprocess.Process, folder: str, inbox: zmq.asyncio.Socket, outbox: zmq.asyncio.Socket) -> None:
+        self._process = process
+        self._folder = folder
+        self._inbox = inbox
+        self._outbox = outbox
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(EngineOutput)
+        self._exited = asyncio.ensure_future(process.wait())
+        self._next: asyncio.Future[bytes] | None = None
+
+    @classmethod
+    async def spawn(cls, options: EngineOptions, files: ModelFiles) -> EngineProcess:
+        """Start the process; it reports ``Loading`` and then ``Ready`` or ``Failed`` through ``receive``."""
+        folder = tempfile.mkdtemp(prefix="octavo-")
+        context = zmq.asyncio.Context.instance()
+        inbox, outbox = context.socket(zmq.PUSH), context.socket(zmq.PULL)
+        for socket in (inbox, outbox):
+            socket.set_hwm(0)
+            socket.setsockopt(zmq.LINGER, 0)
+        start = EngineStart(f"ipc://{folder}/in", f"ipc://{folder}/out", options, files.name, files.kind, str(files.path))
+        inbox.bind(start.inbox)
+        outbox.bind(start.outbox)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "octavo.engine.process", stdin=asyncio.subprocess.PIPE, start_new_session=True
+        )
+        assert process.stdin is not None
+        process.stdin.write(msgspec.json.encode(start) + b"\n")
+        await process.stdin.drain()
+        return cls(process, folder, inbox, outbox)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, message: EngineInput) -> None:
+        """Queue a message; never blocks."""
+        self._inbox.send(self._encoder.encode(message))
+
+    async def receive(self) -> EngineOutput:
+        """The next message.
+
+        Raises:
+            EngineDeadError: the process has ended and everything it said has been read.
+        """
+        if self._next is None:
+            self._next = asyncio.ensure_future(self._outbox.recv())
+        await asyncio.wait({self._next, self._exited}, return_when=asyncio.FIRST_COMPLETED)
+        if not self._next.done():  # dead, but its last words may still be on the wire
+            await asyncio.wait({self._next}, timeout=_LAST_WORDS_SECONDS)
+        if not self._next.done():
+            raise EngineDeadError(f"The engine process {self.pid} ended with {_describe(self._exited.result())}.")
+        received, self._next = self._next, None
+        return self._decoder.decode(received.result())
+
+    async def stop(self, timeout: float = 5.0) -> None:
+        """End the process (asked first, then killed) and clean up its sockets. Idempotent."""
+        if not self._exited.done():
+            self.send(Shutdown())
+            await asyncio.wait({self._exited}, timeout=timeout)
+        if not self._exited.done():
+            self._process.kill()
+            await self._exited
+        if self._next is not None:
+            self._next.cancel()
+        self._inbox.close()
+        self._outbox.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _describe(returncode: int) -> str:
+    return f"signal {signal.Signals(-returncode).name}" if returncode < 0 else f"exit code {returncode}"
+
+
+# ---- in the child ----------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """The child's entry: read the start line, load, serve until told to stop or the parent is gone."""
+    log.configure("engine")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    start = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineStart)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    context = zmq.Context()
+    inbox, outbox = context.socket(zmq.PULL), context.socket(zmq.PUSH)
+    for socket in (inbox, outbox):
+        socket.set_hwm(0)
+    inbox.connect(start.inbox)
+    outbox.connect(start.outbox)
+    outbox.setsockopt(zmq.LINGER, 2000)
+    try:
+        _serve(start, inbox, outbox)
+        code = 0
+    except OctavoError as error:
+        outbox.send(msgspec.msgpack.encode(Failed(str(error))))
+        code = 1
+    except Exception as error:
+        logger.exception("the engine failed")
+        outbox.send(msgspec.msgpack.encode(Failed(f"internal error in the engine: {type(error).__name__}: {error}")))
+        code = 1
+    inbox.close(0)
+    outbox.close()
+    context.term()
+    # Skip interpreter teardown: unmapping gigabytes and joining thread pools only delays the restart or the shell.
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _serve(start: EngineStart, inbox: zmq.Socket[bytes], outbox: zmq.Socket[bytes]) -> None:
+    encoder = msgspec.msgpack.Encoder()
+    decoder = msgspec.msgpack.Decoder(EngineInput)
+    outbox.send(encoder.encode(Loading("loading")))
+    # torch comes in here, after the parent has heard that the child lives.
+    from octavo.engine.core import EngineCore
+
+    files = ModelFiles(start.model_name, start.model_kind, Path(start.model_path))
+    core = EngineCore(start.options, files, lambda phase, fraction: outbox.send(encoder.encode(Loading(phase, fraction))))
+    outbox.send(encoder.encode(core.ready))
+    stuck = False
+    while True:
+        # Everything said since the last step counts in the next one; with nothing to do, wait for a word.
+        timeout = None if not core.has_work() else IDLE_POLL_MS if stuck else 0
+        while inbox.poll(timeout):
+            message = decoder.decode(inbox.recv())
+            if isinstance(message, Shutdown):
+                return
+            answer = core.handle(message)
+            if answer is not None:
+                outbox.send(encoder.encode(answer))
+            timeout = 0
+        output = core.step()
+        stuck = output is None
+        if output is not None:
+            outbox.send(encoder.encode(output))
+
+
+def _leave_with_parent() -> None:
+    """Wait for the end of standard input, which the parent holds open as long as it lives."""
+    # os.read on the descriptor: a buffered reader would hold its lock at interpreter exit.
+    while os.read(0, 4096):
+        pass
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

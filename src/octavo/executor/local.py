@@ -1,0 +1,29 @@
+"""One worker, in the engine's own process."""
+
+from __future__ import annotations
+
+from octavo.batch import Batch, StepResult
+from octavo.config import EngineOptions
+from octavo.executor.base import Executor
+from octavo.models.config import ModelConfig
+from octavo.models.hub import ModelFiles
+from octavo.runner.device import Device
+from octavo.runner.memory_plan import MemoryPlan
+from octavo.runner.runner import Progress, Runner
+
+
+class LocalExecutor(Executor):
+    """Runs batches on a runner it holds itself; arguments are the runner's."""
+
+    def __init__(
+        self, files: ModelFiles, config: ModelConfig, options: EngineOptions, plan: MemoryPlan, device: Device, progress: Progress
+    ) -> None:
+        self._runner: Runner | None = Runner(files, config, options, plan, device, progress)
+
+    def execute(self, batch: Batch) -> StepResult:
+        if self._runner is None:
+            raise RuntimeError("the executor is shut down")
+        return self._runner.execute(batch)
+
+    def shutdown(self) -> None:
+        self._runner = None

@@ -1,0 +1,108 @@
+"""What the frontend knows of the model it serves: tokenizer, shape, chat template and sampling defaults. No weights, no torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from octavo.config import ModelOptions
+from octavo.errors import ConfigError, InvalidRequestError, ModelLoadError
+from octavo.frontend.chat_template import ChatTemplate, load_chat_template
+from octavo.frontend.tokenizer import Tokenizer, load_tokenizer
+from octavo.models.config import ModelConfig
+from octavo.models.hub import ModelFiles
+from octavo.models.loader import read_generation_config, read_model_config
+from octavo.sampling_params import SamplingParams
+
+_DEFAULT_FIELDS = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "max_new_tokens": "max_tokens",
+}
+"""Fields of a generation config that set sampling defaults (those vLLM reads), and their names in ``SamplingParams``."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What is served, as far as the frontend needs to know.
+
+    Attributes:
+        name: what the model is called where the user gave no other name.
+        max_model_len: most tokens of prompt and output together.
+        chat_template: None for a model that is not tuned for chat.
+        sampling_defaults: values of ``SamplingParams`` fields for requests that leave them out.
+        longest_token_chars: characters of the vocabulary's longest token.
+    """
+
+    name: str
+    config: ModelConfig
+    tokenizer: Tokenizer
+    max_model_len: int
+    chat_template: ChatTemplate | None
+    sampling_defaults: dict[str, Any]
+    longest_token_chars: int
+
+
+def load_served_model(options: ModelOptions, files: ModelFiles) -> ServedModel:
+    """Read all of it from the checkpoint's small files.
+
+    Raises:
+        ConfigError: an option names a file that cannot be used.
+        ModelLoadError: the checkpoint's config or tokenizer is missing or wrong.
+    """
+    config = read_model_config(files)
+    tokenizer = load_tokenizer(files, options.tokenizer, options.revision)
+    return ServedModel(
+        name=files.name,
+        config=config,
+        tokenizer=tokenizer,
+        max_model_len=options.max_model_len or config.max_position_embeddings,
+        chat_template=load_chat_template(files, tokenizer, options.chat_template),
+        sampling_defaults=read_sampling_defaults(options.generation_config, files),
+        longest_token_chars=max(1, max((len(tokenizer.token_text(token)) for token in range(tokenizer.vocab_size)), default=1)),
+    )
+
+
+def read_sampling_defaults(source: str, files: ModelFiles) -> dict[str, Any]:
+    """Sampling defaults from a generation config.
+
+    Args:
+        source: ``auto`` for the model's own, ``vllm`` for none, else a directory (or file) with a ``generation_config.json``.
+        files: the model.
+
+    Returns:
+        Values by ``SamplingParams`` field, only those the config sets.
+
+    Raises:
+        ConfigError: ``source`` cannot be read, or holds a value out of range.
+        ModelLoadError: the model's own holds a value out of range.
+    """
+    if source == "vllm":
+        return {}
+    config = read_generation_config(files) if source == "auto" else _read_json(Path(source))
+    defaults = {field: config[name] for name, field in _DEFAULT_FIELDS.items() if config.get(name) is not None}
+    try:
+        SamplingParams(**defaults)
+    except InvalidRequestError as error:
+        if source == "auto":
+            raise ModelLoadError(
+                f"The model's generation config sets bad sampling defaults: {error} Use --generation-config vllm to do without them."
+            ) from error
+        raise ConfigError(f"--generation-config {source} sets bad sampling defaults: {error}") from error
+    return defaults
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    file = path / "generation_config.json" if path.is_dir() else path
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--generation-config {path}: cannot read {file}: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"--generation-config {path}: {file} holds no JSON object.")
+    return content

@@ -1,0 +1,142 @@
+"""What the machine offers: devices, their free memory, the types they compute in fast.
+
+Two peers under one base; nothing here imports torch before it must, so that ``octavo plan`` stays quick.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+from octavo.config import DeviceOptions
+from octavo.errors import ConfigError
+
+FAST_BF16_FEATURES = frozenset({"avx512_bf16", "amx_bf16"})
+
+
+class Device(ABC):
+    """One place a model can run.
+
+    Attributes:
+        kind: ``cpu`` or ``cuda``.
+        default_share: the share of free memory planned with where no flag says.
+        runtime_bytes: resident memory of the process before it holds a model (interpreter, torch, its thread pools), measured
+            on Linux; zero on a GPU, where it is not the planned kind of memory.
+    """
+
+    kind: str
+    default_share: float
+    runtime_bytes: int
+
+    @abstractmethod
+    def free_bytes(self) -> int:
+        """Memory that may still be taken, in bytes."""
+
+    @abstractmethod
+    def default_dtype(self, checkpoint: str) -> str:
+        """The compute type for ``--dtype auto``, given the checkpoint's own."""
+
+    @abstractmethod
+    def prepare(self, threads: int | None) -> None:
+        """Set process-wide state (threads) before the model is loaded."""
+
+
+class CpuDevice(Device):
+    kind = "cpu"
+    default_share = 0.4
+    runtime_bytes = 420 * 2**20
+
+    def free_bytes(self) -> int:
+        return available_ram()
+
+    def default_dtype(self, checkpoint: str) -> str:
+        """float32 stays; a 16-bit checkpoint runs in bfloat16 where the processor multiplies it, else in float32."""
+        from octavo.ops._cpu import cpu_features
+
+        fast = not FAST_BF16_FEATURES.isdisjoint(cpu_features())
+        return "bfloat16" if checkpoint != "float32" and fast else "float32"
+
+    def prepare(self, threads: int | None) -> None:
+        import torch
+
+        torch.set_num_threads(threads or usable_cores())
+
+
+class CudaDevice(Device):
+    kind = "cuda"
+    default_share = 0.9
+    runtime_bytes = 0
+
+    def free_bytes(self) -> int:
+        import torch
+
+        return int(torch.cuda.mem_get_info()[0])
+
+    def default_dtype(self, checkpoint: str) -> str:
+        return checkpoint
+
+    def prepare(self, threads: int | None) -> None:
+        import torch
+
+        if threads:
+            torch.set_num_threads(threads)
+
+
+def select_device(options: DeviceOptions) -> Device:
+    """The device that ``--device`` names; ``auto`` takes a GPU where one works.
+
+    Raises:
+        ConfigError: ``cuda`` was asked for and none works.
+    """
+    if options.device == "cpu":
+        return CpuDevice()
+    if not Path("/dev/nvidiactl").exists() and options.device == "auto":
+        return CpuDevice()
+    import torch
+
+    if torch.cuda.is_available():
+        return CudaDevice()
+    if options.device == "cuda":
+        raise ConfigError("--device cuda: torch sees no usable GPU on this machine; use --device cpu.")
+    return CpuDevice()
+
+
+def usable_cores() -> int:
+    """Cores this process may run on (its affinity mask, not the machine's count)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_ram() -> int:
+    """RAM that can be taken without swapping, within the control group's limit where there is one."""
+    free = _meminfo_available()
+    limit, used = _number(Path("/sys/fs/cgroup/memory.max")), _number(Path("/sys/fs/cgroup/memory.current"))
+    if limit is not None and used is not None:
+        free = min(free, max(0, limit - used))
+    return free
+
+
+def _meminfo_available() -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _number(path: Path) -> int | None:
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def resident_bytes() -> int:
+    """This process's resident memory, or -1 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError, ValueError):
+        return -1

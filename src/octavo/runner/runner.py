@@ -1,0 +1,101 @@
+"""A worker's whole job: load the model, hold the page pool, turn a batch into tensors, run it, sample.
+
+Device-neutral: the device's peculiarities are in ``runner/device.py`` and behind ``ops/``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from octavo.batch import Batch, SampledToken, ScheduledSequence, StepResult, TokenLogprobs
+from octavo.config import EngineOptions
+from octavo.layers.attention import kv_layers
+from octavo.log import get_logger
+from octavo.models.config import ModelConfig
+from octavo.models.hub import ModelFiles
+from octavo.models.loader import open_weights
+from octavo.models.registry import build_model
+from octavo.ops.select import select_ops
+from octavo.runner.device import Device
+from octavo.runner.input_batch import InputBatch, StepInputs
+from octavo.runner.memory_plan import LOGITS_ROWS, MemoryPlan
+from octavo.sampling.logprobs import prompt_logprobs
+from octavo.sampling.sampler import Sampler
+
+logger = get_logger(__name__)
+
+Progress = Callable[[str, float], None]
+
+
+class Runner:
+    """One model on one device.
+
+    Args:
+        files: where the checkpoint is.
+        config: its shape.
+        options: the engine's options.
+        plan: the memory plan the pool is made by.
+        device: where it runs.
+        progress: told (phase, fraction) while weights load.
+    """
+
+    def __init__(
+        self, files: ModelFiles, config: ModelConfig, options: EngineOptions, plan: MemoryPlan, device: Device, progress: Progress
+    ) -> None:
+        device.prepare(options.device.threads)
+        self.torch_device = torch.device(device.kind)
+        self.config = config
+        dtype: torch.dtype = getattr(torch, plan.dtype)
+        self.ops = select_ops(self.torch_device, dtype)
+        weights = open_weights(files, config, options.model.load_format)
+        with torch.inference_mode():
+            self.model = build_model(config, weights, self.ops, plan.max_model_len, lambda fraction: progress("loading", fraction))
+        # Zeroed memory is mapped page by page as blocks are first used, so an idle engine stays small within its plan.
+        self.pool = torch.zeros((plan.num_blocks, plan.block_bytes), dtype=torch.uint8, device=self.torch_device)
+        self.kv = kv_layers(self.pool, config, plan.block_size, getattr(torch, plan.kv_dtype))
+        self.inputs = InputBatch(plan.max_num_seqs, plan.max_model_len, plan.block_size, config.vocab_size, self.torch_device)
+        self.sampler = Sampler()
+
+    @torch.inference_mode()
+    def execute(self, batch: Batch) -> StepResult:
+        """Run one step. The batch's sequences learn the tokens they sampled."""
+        self.inputs.apply(batch)
+        if batch.block_copies:
+            self.ops.copy_blocks(self.pool, batch.block_copies)
+        step = self.inputs.prepare(batch.scheduled)
+        hidden = self.model.forward(step.token_ids, step.attention, self.kv)
+        return StepResult(self._sample(hidden, step), self._prompt_logprobs(hidden, batch.scheduled))
+
+    def _sample(self, hidden: torch.Tensor, step: StepInputs) -> list[SampledToken]:
+        results: list[SampledToken] = []
+        for begin in range(0, len(step.sample_rows), LOGITS_ROWS):
+            end = begin + LOGITS_ROWS
+            rows = torch.tensor(step.sample_rows[begin:end], device=self.torch_device)
+            states = step.states[begin:end]
+            logits = self.model.logits(hidden[rows])
+            for seq_id, state, (token, logprobs) in zip(step.sample_ids[begin:end], states, self.sampler(logits, states), strict=True):
+                state.append(token)
+                results.append(SampledToken(seq_id, token, logprobs))
+        return results
+
+    def _prompt_logprobs(self, hidden: torch.Tensor, scheduled: list[ScheduledSequence]) -> dict[int, list[TokenLogprobs]]:
+        results: dict[int, list[TokenLogprobs]] = {}
+        row = 0
+        for entry in scheduled:
+            state = self.inputs.states[entry.seq_id]
+            wanted = state.params.prompt_logprobs
+            last = min(entry.num_computed + entry.num_tokens, state.num_prompt_tokens - 1)
+            if wanted is not None and entry.num_computed < last:
+                results[entry.seq_id] = self._score_prompt(hidden, row, state.tokens[entry.num_computed + 1 : last + 1].tolist(), wanted)
+            row += entry.num_tokens
+        return results
+
+    def _score_prompt(self, hidden: torch.Tensor, row: int, next_ids: list[int], count: int) -> list[TokenLogprobs]:
+        scored: list[TokenLogprobs] = []
+        for begin in range(0, len(next_ids), LOGITS_ROWS):
+            chunk = next_ids[begin : begin + LOGITS_ROWS]
+            logits = self.model.logits(hidden[row + begin : row + begin + len(chunk)])
+            scored += prompt_logprobs(logits, chunk, count)
+        return scored

@@ -1,0 +1,79 @@
+"""A real server on a real socket, for end-to-end tests."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+START_SECONDS = 120.0  # the first start on a machine also fetches the model
+
+
+@dataclass
+class Server:
+    """A running server and what it has printed."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log_file: Path
+
+    def log(self) -> str:
+        return self.log_file.read_text(errors="replace")
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric's samples over its labels."""
+        text = httpx.get(f"{self.url}/metrics").text
+        values = re.findall(rf"^{re.escape(name)}(?:\{{[^}}]*\}})? (\S+)$", text, re.MULTILINE)
+        assert values, f"no metric {name} in:\n{text}"
+        return sum(map(float, values))
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, f"{what} did not come about within {seconds} s; the server printed:\n{self.log()}"
+            time.sleep(0.05)
+
+    def wait_ready(self, seconds: float = START_SECONDS) -> None:
+        def ready() -> bool:
+            assert self.process.poll() is None, f"the server exited with {self.process.returncode}:\n{self.log()}"
+            with contextlib.suppress(httpx.TransportError):
+                return httpx.get(f"{self.url}/health").status_code == 200
+            return False
+
+        self.wait_until(ready, seconds, "readiness")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def serving(folder: Path, *flags: str, wait: bool = True) -> Iterator[Server]:
+    """Run ``python -m octavo.entrypoints.api_server`` with the flags on a free port; stopped at the end whatever happens."""
+    port = free_port()
+    log_file = folder / f"server-{port}.log"
+    command = [sys.executable, "-m", "octavo.entrypoints.api_server", "--port", str(port), *flags]
+    with log_file.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+    server = Server(f"http://127.0.0.1:{port}", process, log_file)
+    try:
+        if wait:
+            server.wait_ready()
+        yield server
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
