@@ -22,3 +22,8 @@ def log_level() -> str:
 def api_key() -> str | None:
     """``$OCTAVO_API_KEY``: the key clients must send, where ``--api-key`` is not given."""
     return os.environ.get("OCTAVO_API_KEY") or None
+
+
+def for_child(**changes: str) -> dict[str, str]:
+    """This process's environment with some variables changed, for a program it starts."""
+    return os.environ | changes

@@ -73,3 +73,19 @@ class NotReadyError(OctavoError):
 
 class EngineDeadError(OctavoError):
     """The engine process died while the request was running (HTTP 500, or an error event inside a stream)."""
+
+
+class InvalidLogitsError(OctavoError):
+    """The model produced logits from which no token can be drawn: NaN, +inf, or nothing but -inf (HTTP 500).
+
+    Args:
+        rows: the rows of the step's logits at fault.
+    """
+
+    def __init__(self, rows: list[int]) -> None:
+        listed = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
+        super().__init__(
+            f"The model produced logits that are not numbers (NaN, infinite or all -inf) in row {listed} of the step's logits; "
+            "no token can be drawn from them. Check the checkpoint for damaged weights, or try dtype float32 if it overflows."
+        )
+        self.rows = rows

@@ -51,12 +51,15 @@ class Request:
     arrival_time: float = 0.0
     first_scheduled_time: float | None = None
     first_token_time: float | None = None
-    num_preemptions: int = 0
     sequences: list[Sequence] = field(default_factory=list)
 
     @property
     def finished(self) -> bool:
         return all(sequence.status is SequenceStatus.FINISHED for sequence in self.sequences)
+
+    @property
+    def num_preemptions(self) -> int:
+        return sum(sequence.num_preemptions for sequence in self.sequences)
 
 
 @dataclass(slots=True, eq=False)
@@ -69,6 +72,7 @@ class Sequence:
         token_ids: prompt and output tokens known so far.
         num_computed: tokens whose keys and values are in the pool; ``len(token_ids) - num_computed`` are to catch up.
         num_cached_tokens: prompt tokens that the prefix cache (or a fork) saved at first scheduling.
+        num_preemptions: how often its pages were taken from it.
     """
 
     seq_id: int
@@ -77,6 +81,7 @@ class Sequence:
     token_ids: list[int]
     num_computed: int = 0
     num_cached_tokens: int = 0
+    num_preemptions: int = 0
     status: SequenceStatus = SequenceStatus.WAITING
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
@@ -92,3 +97,23 @@ class Sequence:
     @property
     def num_to_compute(self) -> int:
         return len(self.token_ids) - self.num_computed
+
+
+def sequence_seed(seed: int, index: int) -> int:
+    """The random key of a request's sequence ``index``: an unsigned 64-bit integer, the same on every run and machine.
+
+    ``mix(mix(seed) ^ index)`` with the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
+    generators", OOPSLA 2014). The finaliser is a bijection, so the sequences of a request never share a key.
+
+    Args:
+        seed: the request's seed; taken modulo 2**64.
+        index: 0 .. n-1.
+    """
+    return _mix64(_mix64(seed) ^ index)
+
+
+def _mix64(value: int) -> int:
+    value = (value + 0x9E3779B97F4A7C15) % 2**64
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) % 2**64
+    return value ^ (value >> 31)

@@ -12,9 +12,7 @@ import msgspec
 
 from octavo.bench.datasets import Prompt, Sample
 from octavo.bench.metrics import Record
-
-COMPLETIONS, CHAT, GENERATE = "/v1/completions", "/v1/chat/completions", "/generate"
-ENDPOINTS = (COMPLETIONS, CHAT, GENERATE)
+from octavo.bench.options import CHAT, GENERATE
 
 _CONNECT_SECONDS = 30.0
 _SILENCE_SECONDS = 1800.0
@@ -104,8 +102,10 @@ async def _follow(response: aiohttp.ClientResponse, record: Record) -> None:
         finished = finished or ends
     if not finished:
         raise StreamError("the stream ended before the answer did")
+    if not record.text_times and record.output_tokens:
+        record.text_times.append(record.ended)  # tokens without text (special ones): they came with the end at the latest
     if not record.text_times:
-        raise StreamError("the answer has no text")
+        raise StreamError("the answer has no token")
 
 
 async def events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[dict[str, Any], float]]:

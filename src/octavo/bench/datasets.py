@@ -17,15 +17,14 @@ from octavo.errors import ConfigError
 
 Prompt = str | list[int]
 
-DATASETS = ("random", "sharegpt", "prefix_repetition")
-
-WORDS = (
+WORDS_TEXT = (
     "time year people way day man thing woman life child world school state family student group country problem hand part place case week "
     "company system program question work government number night point home water room mother area money story fact month lot right study "
     "book eye job word business issue side kind head house service friend father power hour game line end member law car city community "
     "name president team minute idea kid body information back parent face others level office door health person art war history party "
     "result change morning reason research girl guy moment air teacher force education foot boy age policy music market sense nation plan"
-).split()
+)
+WORDS = tuple(WORDS_TEXT.split())
 """Common nouns, most of them one token in most vocabularies: what text prompts are made of, and where ids are gathered from."""
 
 SHAREGPT_TOKENS = (4, 1024, 2048)
@@ -66,7 +65,7 @@ class TokenIds:
         return rng.choices(self.pool, k=length)
 
     def join(self, first: Prompt, second: Prompt) -> Prompt:
-        return [*first, *second]  # type: ignore[list-item]
+        return [*first, *second]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +113,7 @@ def prefix_repetition_samples(
     return samples
 
 
-async def sharegpt_samples(
-    path: Path, num: int, output_len: int | None, seed: int, count: Callable[[str], Awaitable[int]]
-) -> list[Sample]:
+async def sharegpt_samples(path: Path, num: int, output_len: int | None, seed: int, count: Callable[[str], Awaitable[int]]) -> list[Sample]:
     """First questions of conversations in a ShareGPT file, in random order; conversations out of ``SHAREGPT_TOKENS`` are left out.
 
     Args:

@@ -73,8 +73,8 @@ class EngineCore:
         for note in self.plan.notes:
             logger.info("plan: %s", note)
         self._executor = make_executor(files, config, options, self.plan, device, progress)
-        kv = KVCacheManager(self.plan.num_blocks, self.plan.block_size, options.cache.enable_prefix_caching)
-        self.scheduler = Scheduler(options.scheduler, kv, self.plan.max_model_len)
+        self.kv = KVCacheManager(self.plan.num_blocks, self.plan.block_size, options.cache.enable_prefix_caching)
+        self.scheduler = Scheduler(options.scheduler, self.kv, self.plan.max_model_len)
         self.stats = EngineStats(rss_bytes=resident_bytes())
         self._requests: dict[str, Request] = {}
         self._rejections: list[SequenceUpdate] = []
@@ -131,10 +131,11 @@ class EngineCore:
 
     def _answer(self, call: Call) -> CallResult:
         if call.method == "reset_prefix_cache":
-            return CallResult(call.call_id, self.scheduler.kv.reset_prefix_cache())
+            self.kv.reset_prefix_cache()
+            return CallResult(call.call_id, True)
         if call.method == "audit":
-            self.scheduler.kv.audit()
-            return CallResult(call.call_id, {"owned_blocks": self.scheduler.kv.num_owned_blocks})
+            self.scheduler.audit()
+            return CallResult(call.call_id, {"free_blocks": self.kv.num_free_blocks, "num_blocks": self.kv.num_blocks})
         return CallResult(call.call_id, error=f"the engine has no call {call.method!r}")
 
     # ---- the step ----------------------------------------------------------------------------------------------------
@@ -178,7 +179,7 @@ class EngineCore:
         )
 
     def _look(self, tokens: int, seconds: float) -> EngineStats:
-        scheduler, kv, before = self.scheduler, self.scheduler.kv, self.stats
+        scheduler, kv, before = self.scheduler, self.kv, self.stats
         self.stats = EngineStats(
             num_running=scheduler.num_running,
             num_waiting=scheduler.num_waiting,

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import zmq
@@ -54,7 +54,7 @@ class EngineProcess:
         self._inbox = inbox
         self._outbox = outbox
         self._encoder = msgspec.msgpack.Encoder()
-        self._decoder = msgspec.msgpack.Decoder(EngineOutput)
+        self._decoder: msgspec.msgpack.Decoder[EngineOutput] = msgspec.msgpack.Decoder(EngineOutput)
         self._exited = asyncio.ensure_future(process.wait())
         self._next: asyncio.Future[bytes] | None = None
 
@@ -94,7 +94,8 @@ class EngineProcess:
         """
         if self._next is None:
             self._next = asyncio.ensure_future(self._outbox.recv())
-        await asyncio.wait({self._next, self._exited}, return_when=asyncio.FIRST_COMPLETED)
+        either: set[asyncio.Future[Any]] = {self._next, self._exited}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not self._next.done():  # dead, but its last words may still be on the wire
             await asyncio.wait({self._next}, timeout=_LAST_WORDS_SECONDS)
         if not self._next.done():

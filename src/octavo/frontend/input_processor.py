@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +25,28 @@ Prompt = str | list[int]
 LONG_TEXT_CHARS = 16384
 """From this length on a caller with an event loop should tokenise in a thread (about a millisecond of work)."""
 
-_MAX_ID_CHARS = 512
+MAX_ID_CHARS = 512
+"""Most characters of a request id or a cache salt."""
 _PRIORITY_RANGE = (-(2**31), 2**31 - 1)
 _SEED_BITS = 63
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A request as it comes in.
+
+    Attributes:
+        request_id: names it on the wire; unique among live ones.
+        params: as the client gave them.
+        priority: smaller runs earlier; only 0 unless the scheduling policy is ``priority``.
+        cache_salt: extra key of the prefix cache.
+    """
+
+    request_id: str
+    prompt: Prompt
+    params: SamplingParams
+    priority: int = 0
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +85,8 @@ def unwrap_prompt(prompt: Any) -> Prompt:
             prompt = prompt["prompt_token_ids"]
         else:
             raise InvalidRequestError(
-                f"A prompt dictionary holds either 'prompt' (a string) or 'prompt_token_ids' (a list of integers); got {sorted(map(str, keys))}.",
+                "A prompt dictionary holds either 'prompt' (a string) or 'prompt_token_ids' (a list of integers); "
+                f"got {', '.join(sorted(map(str, keys))) or 'nothing'}.",
                 "prompt",
             )
     if isinstance(prompt, str):
@@ -89,62 +109,54 @@ class InputProcessor:
         self._default_seed = options.model.seed
         self._has_priorities = options.scheduler.scheduling_policy == "priority"
 
-    def process(
-        self,
-        request_id: str,
-        prompt: Prompt,
-        params: SamplingParams,
-        *,
-        priority: int = 0,
-        cache_salt: str = "",
-        add_special_tokens: bool = True,
-    ) -> PreparedRequest:
-        """Check a request and make it ready for the engine.
+    def process(self, asks: Sequence[Ask], *, add_special_tokens: bool = True) -> list[PreparedRequest]:
+        """Check requests and make them ready for the engine; their texts are tokenised together.
 
         Args:
-            request_id: names the request on the wire; unique among live ones.
-            prompt: text or token ids.
-            params: as the client gave them; not changed.
-            priority: smaller runs earlier; only 0 unless the scheduling policy is ``priority``.
-            cache_salt: extra key of the prefix cache.
+            asks: the requests; their parameters are not changed.
             add_special_tokens: whether tokenising text adds those of the model (a chat template has added them already).
 
         Raises:
-            InvalidRequestError: naming the field at fault.
+            InvalidRequestError: naming the field at fault of the first that is wrong.
         """
-        self._check_priority(priority)
-        check_text("request_id", request_id, _MAX_ID_CHARS)
-        check_text("cache_salt", cache_salt, _MAX_ID_CHARS)
-        self._check_params(params)
-        given = self._encode(prompt, add_special_tokens, truncates=params.truncate_prompt_tokens is not None)
+        for ask in asks:
+            self._check(ask)
+        texts = [ask.prompt for ask in asks if isinstance(ask.prompt, str)]
+        encoded = iter(self._model.tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens) if texts else [])
+        return [self._prepare(ask, next(encoded) if isinstance(ask.prompt, str) else ask.prompt) for ask in asks]
+
+    def _check(self, ask: Ask) -> None:
+        """All that can be known before tokenisation."""
+        self._check_priority(ask.priority)
+        check_text("cache_salt", ask.cache_salt, MAX_ID_CHARS)
+        self._check_params(ask.params)
+        if isinstance(ask.prompt, str):
+            check_text("prompt", ask.prompt)
+            if ask.params.truncate_prompt_tokens is None:
+                self._check_text_length(ask.prompt)
+
+    def _prepare(self, ask: Ask, given: list[int]) -> PreparedRequest:
+        params = ask.params
         token_ids = self._truncate(given, params)
         self._check_token_ids(token_ids)
         max_tokens = self._resolve_max_tokens(len(token_ids), params)
-        text = prompt if isinstance(prompt, str) else None
+        text = ask.prompt if isinstance(ask.prompt, str) else None
         if text is not None and len(token_ids) < len(given):
             text = self._model.tokenizer.decode(token_ids, skip_special_tokens=False)
         message = AddRequest(
-            request_id=request_id,
+            request_id=ask.request_id,
             prompt_token_ids=token_ids,
             params=self._wire_params(params, max_tokens),
             seed=self._seed(params),
             eos_token_ids=list(self._model.config.eos_token_ids),
             bad_word_ids=self._bad_word_ids(params),
-            priority=priority,
-            cache_salt=cache_salt,
+            priority=ask.priority,
+            cache_salt=ask.cache_salt,
             arrival_time=time.monotonic(),
         )
         return PreparedRequest(text, params, message)
 
     # ---- the prompt --------------------------------------------------------------------------------------------------
-
-    def _encode(self, prompt: Prompt, add_special_tokens: bool, *, truncates: bool) -> list[int]:
-        if not isinstance(prompt, str):
-            return prompt
-        check_text("prompt", prompt)
-        if not truncates:
-            self._check_text_length(prompt)
-        return self._model.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
 
     def _check_text_length(self, text: str) -> None:
         """Refuse text that cannot fit even if every token were the vocabulary's longest, before megabytes are tokenised."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from octavo.errors import ConfigError, InvalidRequestError, ModelLoadError
 from octavo.frontend.chat_template import ChatTemplate, load_chat_template
 from octavo.frontend.tokenizer import Tokenizer, load_tokenizer
 from octavo.models.config import ModelConfig
+from octavo.models.hf_config import read_hf_generation_config
 from octavo.models.hub import ModelFiles
 from octavo.models.loader import read_generation_config, read_model_config
 from octavo.sampling_params import SamplingParams
@@ -64,7 +64,7 @@ def load_served_model(options: ModelOptions, files: ModelFiles) -> ServedModel:
         max_model_len=options.max_model_len or config.max_position_embeddings,
         chat_template=load_chat_template(files, tokenizer, options.chat_template),
         sampling_defaults=read_sampling_defaults(options.generation_config, files),
-        longest_token_chars=max(1, max((len(tokenizer.token_text(token)) for token in range(tokenizer.vocab_size)), default=1)),
+        longest_token_chars=max(map(len, tokenizer.backend.get_vocab()), default=1),
     )
 
 
@@ -72,37 +72,30 @@ def read_sampling_defaults(source: str, files: ModelFiles) -> dict[str, Any]:
     """Sampling defaults from a generation config.
 
     Args:
-        source: ``auto`` for the model's own, ``vllm`` for none, else a directory (or file) with a ``generation_config.json``.
+        source: ``auto`` for the model's own, ``vllm`` for none, else a directory with a ``generation_config.json``.
         files: the model.
 
     Returns:
         Values by ``SamplingParams`` field, only those the config sets.
 
     Raises:
-        ConfigError: ``source`` cannot be read, or holds a value out of range.
-        ModelLoadError: the model's own holds a value out of range.
+        ConfigError: ``source`` is no such directory.
+        ModelLoadError: the file is broken or holds a value out of range.
     """
     if source == "vllm":
         return {}
-    config = read_generation_config(files) if source == "auto" else _read_json(Path(source))
-    defaults = {field: config[name] for name, field in _DEFAULT_FIELDS.items() if config.get(name) is not None}
+    config = read_generation_config(files) if source == "auto" else _read_directory(Path(source).expanduser())
+    defaults = {field: config[name] for name, field in _DEFAULT_FIELDS.items() if name in config}
     try:
         SamplingParams(**defaults)
     except InvalidRequestError as error:
-        if source == "auto":
-            raise ModelLoadError(
-                f"The model's generation config sets bad sampling defaults: {error} Use --generation-config vllm to do without them."
-            ) from error
-        raise ConfigError(f"--generation-config {source} sets bad sampling defaults: {error}") from error
+        raise ModelLoadError(
+            f"The generation config sets a bad default: {error} Use --generation-config vllm to do without its defaults."
+        ) from error
     return defaults
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    file = path / "generation_config.json" if path.is_dir() else path
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--generation-config {path}: cannot read {file}: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"--generation-config {path}: {file} holds no JSON object.")
-    return content
+def _read_directory(path: Path) -> dict[str, Any]:
+    if not (path / "generation_config.json").is_file():
+        raise ConfigError(f"generation_config={str(path)!r}: must be auto, vllm or a directory that holds a generation_config.json.")
+    return read_hf_generation_config(path)

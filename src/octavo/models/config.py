@@ -8,6 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+SUPPORTED_ARCHITECTURES = (
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "Gemma2ForCausalLM",
+    "Gemma3ForCausalLM",
+    "Phi3ForCausalLM",
+)
+"""What ``ModelConfig.architecture`` can be; the text part of Gemma3ForConditionalGeneration is a Gemma3ForCausalLM."""
+
 
 @dataclass(frozen=True, slots=True)
 class RotaryConfig:

@@ -7,7 +7,8 @@ Shapes: T tokens in the step, S sequences, H hidden size, Hq query heads, Hk key
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -27,6 +28,7 @@ class AttentionBatch:
         block_tables: int32 [S, most blocks], padded with 0.
         query_lens, context_lens_host: the same numbers as lists, for host decisions.
         block_size: token slots in a block.
+        plans: what a backend computes once a step and all layers share, under the backend's own keys; starts empty.
     """
 
     positions: torch.Tensor
@@ -37,6 +39,7 @@ class AttentionBatch:
     query_lens: list[int]
     context_lens_host: list[int]
     block_size: int
+    plans: dict[Any, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,8 @@ VERSIONS = (2, 3)
 MAX_DIMS = 4
 MAX_ARRAY_DEPTH = 4
 MAX_ALIGNMENT = 2**20
+MAX_KEY_BYTES = 2**16 - 1
+MAX_NAME_BYTES = 255
 
 # Storage types Octavo reads, by their number in the file: (name, values a block, bytes a block).
 TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
@@ -184,8 +186,10 @@ class _HeaderReader:
         self.position += 8
         return value
 
-    def _string(self, what: str) -> str:
+    def _string(self, what: str, limit: int | None = None) -> str:
         length = self._u64(what)
+        if limit is not None and length > limit:
+            raise self._unsound(f"{what} has {length} bytes, at most {limit} are possible")
         self._need(length, what)
         raw = self.bytes[self.position : self.position + length]
         self.position += length
@@ -211,7 +215,7 @@ class _HeaderReader:
     def _metadata(self, count: int) -> dict[str, Any]:
         metadata: dict[str, Any] = {}
         for _ in range(count):
-            key = self._string("a metadata key")
+            key = self._string("a metadata key", MAX_KEY_BYTES)
             if key in metadata:
                 raise self._unsound(f"metadata key {key!r} appears twice")
             metadata[key] = self._value(self._u32(f"the type of {key!r}"), key, 0)
@@ -269,7 +273,7 @@ class _HeaderReader:
 
     def _tensor(self) -> tuple[str, tuple[int, ...], int, int]:
         """One description: name, logical shape, type number, offset from the start of the data."""
-        name = self._string("a tensor name")
+        name = self._string("a tensor name", MAX_NAME_BYTES)
         dims = self._u32(f"the rank of {name!r}")
         if not 1 <= dims <= MAX_DIMS:
             raise self._unsound(f"tensor {name!r} has {dims} dimensions, 1 to {MAX_DIMS} are possible")

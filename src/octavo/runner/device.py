@@ -8,9 +8,13 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from octavo.config import DeviceOptions
 from octavo.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 FAST_BF16_FEATURES = frozenset({"avx512_bf16", "amx_bf16"})
 
@@ -41,6 +45,10 @@ class Device(ABC):
     def prepare(self, threads: int | None) -> None:
         """Set process-wide state (threads) before the model is loaded."""
 
+    @abstractmethod
+    def allocate_pool(self, num_blocks: int, block_bytes: int) -> torch.Tensor:
+        """The zeroed page pool: uint8 [num_blocks, block_bytes]."""
+
 
 class CpuDevice(Device):
     kind = "cpu"
@@ -62,6 +70,14 @@ class CpuDevice(Device):
 
         torch.set_num_threads(threads or usable_cores())
 
+    def allocate_pool(self, num_blocks: int, block_bytes: int) -> torch.Tensor:
+        """Fresh pages of the system, which are zero and take no memory until they are first written: start-up touches none."""
+        import mmap
+
+        import torch
+
+        return torch.frombuffer(mmap.mmap(-1, num_blocks * block_bytes), dtype=torch.uint8).view(num_blocks, block_bytes)
+
 
 class CudaDevice(Device):
     kind = "cuda"
@@ -81,6 +97,11 @@ class CudaDevice(Device):
 
         if threads:
             torch.set_num_threads(threads)
+
+    def allocate_pool(self, num_blocks: int, block_bytes: int) -> torch.Tensor:
+        import torch
+
+        return torch.zeros((num_blocks, block_bytes), dtype=torch.uint8, device="cuda")
 
 
 def select_device(options: DeviceOptions) -> Device:

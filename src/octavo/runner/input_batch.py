@@ -84,7 +84,7 @@ class InputBatch:
         slots = blocks * self.block_size + positions % self.block_size
         token_ids = np.empty(total, dtype=np.int64)
         for entry, begin in zip(scheduled, query_starts, strict=False):
-            tokens = self.states[entry.seq_id].tokens
+            tokens = self.states[entry.seq_id].token_ids
             token_ids[begin : begin + entry.num_tokens] = tokens[entry.num_computed : entry.num_computed + entry.num_tokens]
         widest = -(-int(contexts.max()) // self.block_size)
         sampled = [index for index, entry in enumerate(scheduled) if entry.samples]
@@ -107,6 +107,6 @@ class InputBatch:
             states=[self.states[seq_id] for seq_id in sample_ids],
         )
 
-    def _to_device(self, array: np.ndarray) -> torch.Tensor:  # type: ignore[type-arg]
+    def _to_device(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))
         return tensor if self.device.type == "cpu" else tensor.to(self.device, non_blocking=True)

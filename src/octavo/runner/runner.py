@@ -52,8 +52,7 @@ class Runner:
         weights = open_weights(files, config, options.model.load_format)
         with torch.inference_mode():
             self.model = build_model(config, weights, self.ops, plan.max_model_len, lambda fraction: progress("loading", fraction))
-        # Zeroed memory is mapped page by page as blocks are first used, so an idle engine stays small within its plan.
-        self.pool = torch.zeros((plan.num_blocks, plan.block_bytes), dtype=torch.uint8, device=self.torch_device)
+        self.pool = device.allocate_pool(plan.num_blocks, plan.block_bytes)
         self.kv = kv_layers(self.pool, config, plan.block_size, getattr(torch, plan.kv_dtype))
         self.inputs = InputBatch(plan.max_num_seqs, plan.max_model_len, plan.block_size, config.vocab_size, self.torch_device)
         self.sampler = Sampler()
@@ -64,6 +63,8 @@ class Runner:
         self.inputs.apply(batch)
         if batch.block_copies:
             self.ops.copy_blocks(self.pool, batch.block_copies)
+        if not batch.scheduled:
+            return StepResult([])
         step = self.inputs.prepare(batch.scheduled)
         hidden = self.model.forward(step.token_ids, step.attention, self.kv)
         return StepResult(self._sample(hidden, step), self._prompt_logprobs(hidden, batch.scheduled))
@@ -88,7 +89,7 @@ class Runner:
             wanted = state.params.prompt_logprobs
             last = min(entry.num_computed + entry.num_tokens, state.num_prompt_tokens - 1)
             if wanted is not None and entry.num_computed < last:
-                results[entry.seq_id] = self._score_prompt(hidden, row, state.tokens[entry.num_computed + 1 : last + 1].tolist(), wanted)
+                results[entry.seq_id] = self._score_prompt(hidden, row, state.token_ids[entry.num_computed + 1 : last + 1].tolist(), wanted)
             row += entry.num_tokens
         return results
 

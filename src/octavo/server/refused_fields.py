@@ -40,7 +40,6 @@ NOT_YET: Mapping[str, tuple[Any, ...]] = {
     "parallel_tool_calls": (True, False),
     "prediction": (),
     "prompt_embeds": (),
-    "raw": (),
     "reasoning_effort": (),
     "response_format": ({"type": "text"},),
     "return_tokens_as_token_ids": (False,),

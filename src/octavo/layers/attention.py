@@ -1,0 +1,83 @@
+"""Self-attention over the page pool, and how the pool is cut into layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from octavo.layers.linear import Linear
+from octavo.layers.norm import RMSNorm
+from octavo.ops.base import AttentionBatch, AttentionSpec, KVLayer, Ops
+from octavo.quantization.base import WeightSource
+
+
+class Attention:
+    """Grouped-query attention with rotary positions; query, key and value are one product.
+
+    Args:
+        prefix: of the tensor names, such as ``model.layers.0.self_attn``.
+        qkv: the names of query, key and value, or the one name of a tensor that holds all three.
+        spec: heads, scale, window and softcap.
+        cos_sin: the layer's rotary table.
+        norms: RMSNorm on each head of queries and of keys, or None.
+        qkv_bias, output_bias: whether the products have a bias.
+    """
+
+    def __init__(
+        self,
+        ops: Ops,
+        weights: WeightSource,
+        prefix: str,
+        qkv: Sequence[str],
+        spec: AttentionSpec,
+        cos_sin: torch.Tensor,
+        norms: tuple[RMSNorm, RMSNorm] | None,
+        qkv_bias: bool,
+        output_bias: bool,
+    ) -> None:
+        self.ops = ops
+        self.spec = spec
+        self.cos_sin = cos_sin
+        self.norms = norms
+        self.splits = [heads * spec.head_dim for heads in (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)]
+        self.qkv = Linear(ops, weights, [f"{prefix}.{name}" for name in qkv], qkv_bias)
+        self.output = Linear(ops, weights, [f"{prefix}.o_proj"], output_bias)
+
+    def __call__(self, x: torch.Tensor, batch: AttentionBatch, kv: KVLayer) -> torch.Tensor:
+        """[T, H] to [T, H]; keys and values of the rows are written to the pool."""
+        q, k, v = (part.view(len(x), -1, self.spec.head_dim) for part in torch.split(self.qkv(x), self.splits, dim=1))
+        if self.norms is not None:
+            q, k = self.norms[0](q), self.norms[1](k)
+        q = self.ops.rotary_and_cache(q, k, v, self.cos_sin, batch, kv)
+        return self.output(self.ops.paged_attention(q, batch, kv, self.spec).flatten(1))
+
+
+class KVShape(Protocol):
+    """What the pool's layout depends on; ``octavo.models.config.ModelConfig`` has it."""
+
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+
+
+def kv_layers(pool: torch.Tensor, config: KVShape, block_size: int, dtype: torch.dtype) -> list[KVLayer]:
+    """Views of the byte pool, one a layer. A block holds [layers, keys and values, block_size, Hk, D].
+
+    Args:
+        pool: uint8 [blocks, bytes a block], contiguous.
+        dtype: of cached keys and values.
+
+    Raises:
+        ValueError: the pool's blocks have another size than the layout asks for.
+    """
+    shape = (config.num_layers, 2, block_size, config.num_kv_heads, config.head_dim)
+    block_bytes = torch.Size(shape).numel() * dtype.itemsize
+    if pool.shape[1] != block_bytes:
+        raise ValueError(f"the pool's blocks have {pool.shape[1]} bytes; {list(shape)} values of {dtype} take {block_bytes}")
+    blocks = pool.view(dtype).view(-1, *shape)
+    return [KVLayer(keys=blocks[:, layer, 0], values=blocks[:, layer, 1]) for layer in range(config.num_layers)]

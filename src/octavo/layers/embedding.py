@@ -1,0 +1,38 @@
+"""Tokens in, vocabulary scores out."""
+
+from __future__ import annotations
+
+import torch
+
+from octavo.ops.base import Ops
+from octavo.quantization.base import WeightSource
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+
+
+class Embedding:
+    """The token table, and the product that scores the vocabulary.
+
+    A tied model scores with the token table itself: a backend that packs weights holds it a second time, in its own layout.
+
+    Args:
+        tied: whether the head is the token table.
+        scale: factor on embedded tokens.
+        softcap: tanh cap of the scores, or None.
+    """
+
+    def __init__(self, ops: Ops, weights: WeightSource, tied: bool, scale: float, softcap: float | None) -> None:
+        self.ops = ops
+        self.scale = scale
+        self.softcap = softcap
+        self.table = weights[EMBEDDING].dense(ops.dtype).to(ops.device)
+        self.head = ops.pack_linear(self.table if tied else weights[HEAD].dense(ops.dtype))
+
+    def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """int64 [T] to [T, H]."""
+        return self.ops.embedding(token_ids, self.table, self.scale)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[R, H] to float32 [R, V]."""
+        return self.ops.logits(hidden, self.head, self.softcap)

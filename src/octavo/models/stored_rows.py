@@ -1,0 +1,68 @@
+"""A tensor whose bytes lie row after row in a mapped file, whatever the file's format."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from octavo.quantization.base import StoredTensor
+from octavo.quantization.gguf_dequantize import dequantize
+
+
+class StoredRows(StoredTensor):
+    """Reads and decodes only the rows asked for.
+
+    Args:
+        name: its Hugging Face name.
+        shape: rows first.
+        storage: how its values are stored, one of ``quantization.gguf.BLOCKS``.
+        data: uint8 [bytes], a view of the mapped file.
+        row_order: int64 [rows], the stored row of each logical one; None where they are the same.
+        shift: added to each value.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        storage: str,
+        data: npt.NDArray[np.uint8],
+        row_order: npt.NDArray[np.int64] | None = None,
+        shift: float = 0.0,
+    ) -> None:
+        self.name = name
+        self.shape = shape
+        self.format = storage
+        self._data = data
+        self._row_order = row_order
+        self._shift = shift
+
+    def dense(self, dtype: torch.dtype, rows: slice | None = None) -> torch.Tensor:
+        """See ``StoredTensor.dense``."""
+        if len(self.shape) < 2:
+            return self._vector(dtype, rows)
+        if 0 in self.shape:
+            return torch.empty(self.shape, dtype=dtype)
+        stored = self._data.reshape(self.shape[0], -1)
+        wanted = slice(None) if rows is None else rows
+        stored = stored[wanted] if self._row_order is None else stored[self._row_order[wanted]]
+        out = torch.empty(len(stored), *self.shape[1:], dtype=dtype)
+        self._decode(stored, out)
+        return out
+
+    def _vector(self, dtype: torch.dtype, rows: slice | None) -> torch.Tensor:
+        """A tensor of one dimension is read whole: a block may span what is asked for."""
+        out = torch.empty(self.shape, dtype=dtype)
+        self._decode(self._data, out)
+        if self._row_order is not None:
+            out = out[torch.from_numpy(self._row_order)]
+        return out if rows is None else out[rows].contiguous()
+
+    def _decode(self, stored: npt.NDArray[np.uint8], out: torch.Tensor) -> None:
+        if not self._shift:
+            dequantize(stored.reshape(-1), self.format, out)
+            return
+        precise = torch.empty(out.shape, dtype=torch.float32)
+        dequantize(stored.reshape(-1), self.format, precise)
+        out.copy_(precise.add_(self._shift))

@@ -1,0 +1,174 @@
+"""The kernels in plain torch: they run on any device, and are the oracle of every other backend.
+
+On the CPU they are also the production backend, so each is written with the fewest torch calls and temporaries that still read
+plainly. Three choices were measured (2 cores with AMX):
+
+- Products with bfloat16 and float32 weights use oneDNN's prepacked layout: at 1 to 32 rows it is 1.5 to 2 times as fast as
+  ``F.linear`` on the same weight, which reorders it in every call; at 512 rows the two are equal.
+- Mixed-type arithmetic (bfloat16 times float32) misses torch's vectorised loops: operands are converted first.
+- A step's geometry (positions' cosines, pool rows, masks) is worked out once a step and kept in ``AttentionBatch.plans``.
+
+How far a row's bits depend on the rest of the batch: in float32 not at all in the packed products (a lone row is multiplied as
+two, because oneDNN has another kernel for one); in bfloat16 oneDNN chooses the split of K by the number of rows, which moves
+single elements by one rounding between few (up to 32) and many rows; attention and the element-wise operations work row by row.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+
+from octavo.ops.base import AttentionBatch, AttentionSpec, KVLayer, Ops, PackedLinear
+from octavo.ops.reference_attention import paged_attention, pool_rows, row_view, rows_per_block
+
+PACK_ROWS_HINT = 32
+"""Rows a product is expected to have: what oneDNN's layout is chosen for. 1 and 32 give the same layout in most shapes."""
+
+
+class ReferenceOps(Ops):
+    """Plain torch.
+
+    Args:
+        device: where weights and activations live.
+        dtype: of the activations: float32, bfloat16 or float16.
+    """
+
+    name = "reference"
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(device, dtype)
+        self._prepack = device.type == "cpu" and _onednn_packs(dtype)
+        self._epsilons: dict[float, torch.Tensor] = {}
+
+    # ---- weights -----------------------------------------------------------------------------------------------------
+
+    def pack_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedLinear:
+        out_features, in_features = weight.shape
+        weight = weight.to(self.device, self.dtype)
+        if self._prepack:
+            weight = torch.ops.mkldnn._reorder_linear_weight(weight, PACK_ROWS_HINT)
+        if bias is not None:
+            bias = bias.to(self.device, self.dtype)
+        return PackedLinear((weight, bias), in_features, out_features)
+
+    def linear(self, x: torch.Tensor, weight: PackedLinear) -> torch.Tensor:
+        data, bias = cast("tuple[torch.Tensor, torch.Tensor | None]", weight.data)
+        if not self._prepack:
+            return F.linear(x, data, bias)
+        if x.shape[0] == 1 and self.dtype == torch.float32:
+            return _onednn_linear(x.expand(2, -1).contiguous(), data, bias)[:1]
+        return _onednn_linear(x, data, bias)
+
+    def embedding(self, token_ids: torch.Tensor, table: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        rows = F.embedding(token_ids, table)
+        if scale == 1.0:
+            return rows
+        return rows.mul_(torch.tensor(scale, dtype=rows.dtype).item())
+
+    def logits(self, x: torch.Tensor, weight: PackedLinear, softcap: float | None = None) -> torch.Tensor:
+        scores = self.linear(x, weight).float()
+        return scores if softcap is None else scores.div_(softcap).tanh_().mul_(softcap)
+
+    # ---- element-wise ------------------------------------------------------------------------------------------------
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, plus_one: bool = False) -> torch.Tensor:
+        wide = x.float()
+        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        inverse = torch.addcmul(self._epsilon(eps), length, length, value=1.0 / x.shape[-1]).rsqrt_()
+        weight = weight.float()
+        return (wide * inverse).mul_(weight + 1.0 if plus_one else weight).to(x.dtype)
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, plus_one: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        residual.add_(x)
+        return self.rms_norm(residual, weight, eps, plus_one), residual
+
+    def gated_activation(self, gate_up: torch.Tensor, kind: str) -> torch.Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        if kind == "silu":
+            return F.silu(gate).mul_(up)
+        if kind == "gelu_tanh":
+            return F.gelu(gate, approximate="tanh").mul_(up)
+        raise ValueError(f"activation {kind!r} is not one of silu, gelu_tanh")
+
+    # ---- attention ---------------------------------------------------------------------------------------------------
+
+    def rotary_and_cache(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        cos_sin: torch.Tensor,
+        batch: AttentionBatch,
+        kv: KVLayer,
+    ) -> torch.Tensor:
+        rotated = _rotate(torch.cat((q, k), dim=1), *_cos_sin(batch, cos_sin))
+        q, k = torch.split(rotated, [q.shape[1], k.shape[1]], dim=1)
+        rows = _write_rows(batch, kv)
+        row_view(kv.keys).index_copy_(0, rows, k.flatten(1).to(kv.keys.dtype))
+        row_view(kv.values).index_copy_(0, rows, v.flatten(1).to(kv.values.dtype))
+        return q
+
+    def paged_attention(self, q: torch.Tensor, batch: AttentionBatch, kv: KVLayer, spec: AttentionSpec) -> torch.Tensor:
+        return paged_attention(q, batch, kv, spec)
+
+    # ---- pool --------------------------------------------------------------------------------------------------------
+
+    def copy_blocks(self, pool: torch.Tensor, copies: list[tuple[int, int]]) -> None:
+        if copies:
+            source, destination = torch.tensor(copies, device=pool.device).unbind(1)
+            pool.index_copy_(0, destination, pool.index_select(0, source))
+
+    def _epsilon(self, eps: float) -> torch.Tensor:
+        """``eps`` as a tensor on the device, made once."""
+        if eps not in self._epsilons:
+            self._epsilons[eps] = torch.tensor(eps, device=self.device)
+        return self._epsilons[eps]
+
+
+def _onednn_packs(dtype: torch.dtype) -> bool:
+    """Whether this build of torch has oneDNN's prepacked product and this processor runs it in ``dtype``."""
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not available or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
+
+
+def _onednn_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return result
+
+
+def _cos_sin(batch: AttentionBatch, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and signed sines of the step's positions, each float32 [T, 1, rotary dim]; gathered once a step and table."""
+    key = ("rotary", table.data_ptr())
+    if key not in batch.plans:
+        cos, sin = table.index_select(0, batch.positions).unsqueeze(1).chunk(2, dim=-1)
+        batch.plans[key] = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+    result: tuple[torch.Tensor, torch.Tensor] = batch.plans[key]
+    return result
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) -> torch.Tensor:
+    """Rotate the first dimensions of each head of ``x`` [T, heads, D] in float32; ``x`` is overwritten where it is float32."""
+    dim = cos.shape[-1]
+    wide = x[..., :dim].float()
+    first, second = wide.chunk(2, dim=-1)
+    swapped = torch.cat((second, first), dim=-1)
+    rotated = wide.mul_(cos).addcmul_(swapped, signed_sin).to(x.dtype)
+    return rotated if dim == x.shape[-1] else torch.cat((rotated, x[..., dim:]), dim=-1)
+
+
+def _write_rows(batch: AttentionBatch, kv: KVLayer) -> torch.Tensor:
+    """The pool rows of the step's slots, worked out once a step."""
+    per_block = rows_per_block(kv.keys)
+    key = ("write", per_block)
+    if key not in batch.plans:
+        batch.plans[key] = pool_rows(batch.slots, batch.block_size, per_block)
+    result: torch.Tensor = batch.plans[key]
+    return result

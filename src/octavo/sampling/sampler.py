@@ -1,0 +1,96 @@
+"""One token for each row of a step's logits, each by its own request's parameters.
+
+The order of the steps is vLLM's: allowed ids, bad words, min_tokens, logit_bias, penalties; then the most likely token where the
+request is greedy, else temperature, min_p, top_k, top_p and a draw. Log probabilities are those before all of this.
+A row pays only for what its request asks; a batch of plain greedy requests is one argmax.
+
+A row's token depends on its logits, its request and the sequence's history alone: not on its place or on the other rows.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+
+from octavo.batch import TokenLogprobs
+from octavo.sampling.constraints import apply_constraints
+from octavo.sampling.filters import Draw, draw_tokens
+from octavo.sampling.logprobs import token_logprobs
+from octavo.sampling.penalties import apply_penalties
+from octavo.sampling.rows import argmax
+from octavo.sampling.state import SequenceState
+
+
+class Sampler:
+    """Samples; keeps nothing between calls."""
+
+    def __call__(self, logits: torch.Tensor, states: Sequence[SequenceState]) -> list[tuple[int, TokenLogprobs | None]]:
+        """Sample one token a row. The sequences are not changed; their owner appends the tokens.
+
+        Args:
+            logits: float32 [R, V], contiguous; overwritten where a request has constraints or penalties.
+            states: the R rows' sequences.
+
+        Returns:
+            For each row the token id, and its log probabilities where the request asks for them.
+
+        Raises:
+            InvalidLogitsError: a row holds NaN or +inf, or nothing but -inf. No row is sampled then.
+        """
+        if logits.shape[0] != len(states) or logits.dtype is not torch.float32 or not logits.is_contiguous():
+            raise ValueError(f"need contiguous float32 logits with {len(states)} rows; got {logits.dtype} {tuple(logits.shape)}.")
+        if not states:
+            return []
+        if all(state.plain for state in states):
+            return [(token, None) for token in argmax(logits, range(len(states)))]
+        originals = _edit(logits, states)
+        tokens = _choose(logits, states)
+        logprobs = _logprobs(logits, states, tokens, originals)
+        return [(token, logprobs.get(row)) for row, token in enumerate(tokens)]
+
+
+def _edit(logits: torch.Tensor, states: Sequence[SequenceState]) -> dict[int, torch.Tensor]:
+    """Apply constraints and penalties in place.
+
+    Returns:
+        Copies [V] of the rows as they were, where their requests ask for log probabilities.
+    """
+    constrained = [(row, state.constraints, state.output_ids) for row, state in enumerate(states) if state.constraints is not None]
+    penalised = [(row, state.params, state.counts) for row, state in enumerate(states) if state.counts is not None]
+    edited = {entry[0] for entry in constrained} | {entry[0] for entry in penalised}
+    originals = {row: logits[row].clone() for row in edited if states[row].params.logprobs is not None}
+    if constrained:
+        apply_constraints(logits, constrained)
+    if penalised:
+        apply_penalties(logits, penalised)
+    return originals
+
+
+def _choose(logits: torch.Tensor, states: Sequence[SequenceState]) -> list[int]:
+    """The token of each row of the edited logits."""
+    greedy = [row for row, state in enumerate(states) if state.greedy]
+    drawn = [row for row, state in enumerate(states) if not state.greedy]
+    tokens = dict(zip(greedy, argmax(logits, greedy), strict=True)) if greedy else {}
+    draws = []
+    for row in drawn:
+        state, params = states[row], states[row].params
+        top_k = params.top_k if 0 < params.top_k < logits.shape[1] else 0
+        draws.append(Draw(row, state.uniform(), params.temperature, top_k, params.top_p, params.min_p))
+    tokens.update(zip(drawn, draw_tokens(logits, draws), strict=True))
+    return [tokens[row] for row in range(len(states))]
+
+
+def _logprobs(
+    logits: torch.Tensor, states: Sequence[SequenceState], tokens: list[int], originals: dict[int, torch.Tensor]
+) -> dict[int, TokenLogprobs]:
+    """Log probabilities by row, for the rows whose requests ask for them."""
+    by_count: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
+    for row, state in enumerate(states):
+        if state.params.logprobs is not None:
+            by_count[state.params.logprobs].append((row, tokens[row]))
+    found: dict[int, TokenLogprobs] = {}
+    for count, chosen in by_count.items():
+        found.update(zip((row for row, _ in chosen), token_logprobs(logits, chosen, count, originals), strict=True))
+    return found

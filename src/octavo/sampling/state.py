@@ -1,0 +1,78 @@
+"""What the sampler keeps of one live sequence."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from octavo.batch import NewSequence
+from octavo.sampling.constraints import Constraints
+from octavo.sampling.growing import GrowingArray
+from octavo.sampling.penalties import TokenCounts, needs_counts
+from octavo.sampling.random import uniform
+from octavo.sampling_params import SamplingParams
+
+
+class SequenceState:
+    """A sequence's parameters and history in the worker. Only what its parameters use is built.
+
+    Args:
+        new: the sequence as the scheduler sends it; ``token_ids`` may already hold output (after a preemption).
+        vocab_size: width V of the logits.
+
+    Attributes:
+        constraints: bias, allowed ids and bans; None where the request has none.
+        counts: for the penalties; None where the request has none.
+        greedy: whether the most likely token is taken (temperature 0, or top_k 1, which leaves no other).
+        plain: greedy, without constraints, penalties and logprobs: one argmax is all it needs.
+
+    Raises:
+        InvalidRequestError: ``allowed_token_ids`` has no id below ``vocab_size``.
+    """
+
+    __slots__ = ("_tokens", "constraints", "counts", "greedy", "num_prompt_tokens", "params", "plain", "seed", "seq_id")
+
+    def __init__(self, new: NewSequence, vocab_size: int) -> None:
+        self.seq_id = new.seq_id
+        self.params: SamplingParams = new.params
+        self.seed = new.seed
+        self.num_prompt_tokens = new.num_prompt_tokens
+        self._tokens = GrowingArray(new.token_ids)
+        self.greedy = new.params.greedy or new.params.top_k == 1
+        self.constraints = Constraints.of(new, vocab_size)
+        self.counts: TokenCounts | None = None
+        if needs_counts(new.params):
+            # The repetition penalty alone looks at the prompt.
+            first = 0 if new.params.repetition_penalty != 1.0 else new.num_prompt_tokens
+            seen = self.token_ids[first : new.num_prompt_tokens]
+            self.counts = TokenCounts(seen[seen < vocab_size], self.output_ids)
+        self.plain = self.greedy and self.constraints is None and self.counts is None and new.params.logprobs is None
+
+    @property
+    def token_ids(self) -> npt.NDArray[np.int64]:
+        """Prompt and output, int64; a view that is out of date after the next ``append``."""
+        return self._tokens.view
+
+    @property
+    def output_ids(self) -> npt.NDArray[np.int64]:
+        """The output part of ``token_ids``."""
+        return self._tokens.view[self.num_prompt_tokens :]
+
+    @property
+    def position(self) -> int:
+        """Position of the token to be sampled: the number of tokens known."""
+        return len(self._tokens)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self._tokens) - self.num_prompt_tokens
+
+    def append(self, token_id: int) -> None:
+        """Take in the token that was sampled at ``position``."""
+        self._tokens.append(token_id)
+        if self.counts is not None:
+            self.counts.add(token_id)
+
+    def uniform(self) -> float:
+        """The random number in [0, 1) of this sequence at its ``position``."""
+        return uniform(self.seed, self.position)

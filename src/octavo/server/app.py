@@ -1,0 +1,70 @@
+"""The FastAPI application: routes, errors and middleware put together around one engine client."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from starlette.exceptions import HTTPException
+
+import octavo
+from octavo.config import EngineOptions, ServerOptions
+from octavo.errors import OctavoError
+from octavo.server import models, openapi, probes, routes, tokenize
+from octavo.server.auth import ApiKeys
+from octavo.server.disconnect import ClientDisconnectedError
+from octavo.server.errors import InternalErrors, answer_http_exception, answer_nobody, answer_octavo_error
+from octavo.server.load_log import log_load
+from octavo.server.request_id import RequestIds
+from octavo.server.service import Service
+
+if TYPE_CHECKING:
+    from octavo.frontend.client import EngineClient
+
+
+def build_app(client: EngineClient, engine: EngineOptions, server: ServerOptions) -> FastAPI:
+    """Make the application. Its lifespan starts the client, which loads in the background, and shuts it down.
+
+    Args:
+        client: the engine's client, not started.
+        engine: the engine's options. server: the server's.
+    """
+    service = Service(client, engine, server)
+    app = FastAPI(
+        title="Octavo",
+        version=octavo.__version__,
+        description="Large language models over HTTP: OpenAI's API and a short one of its own.",
+        lifespan=lambda app: _lifespan(service),
+        redoc_url=None,
+    )
+    app.state.service = service
+    for feature in (routes, models, tokenize, probes):
+        app.include_router(feature.router)
+    openapi.install(app)
+    app.add_exception_handler(OctavoError, answer_octavo_error)
+    app.add_exception_handler(HTTPException, answer_http_exception)
+    app.add_exception_handler(ClientDisconnectedError, answer_nobody)
+    # The last one added is the outermost: a request gets its id, then CORS (preflights bring no key), the key check, the routes.
+    app.add_middleware(InternalErrors)
+    if server.api_key:
+        app.add_middleware(ApiKeys, keys=server.api_key)
+    if server.allowed_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=server.allowed_origins, allow_methods=["*"], allow_headers=["*"])
+    app.add_middleware(RequestIds)
+    return app
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(service: Service) -> AsyncIterator[None]:
+    await service.client.start()
+    background = None if service.options.disable_log_stats else asyncio.create_task(log_load(service))
+    try:
+        yield
+    finally:
+        if background is not None:
+            background.cancel()
+        await service.client.shutdown()

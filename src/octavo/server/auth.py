@@ -1,0 +1,44 @@
+"""The API key check: on every route but those that probes and scrapers need."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Sequence
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from octavo.server.errors import AuthenticationError, describe, response
+
+OPEN_PATHS = frozenset({"/health", "/ping", "/version", "/metrics"})
+
+
+class ApiKeys:
+    """ASGI middleware that asks for ``Authorization: Bearer KEY``.
+
+    Keys are compared as digests and all of them each time, so that time tells nothing about them, their length included.
+
+    Args:
+        app: what is guarded.
+        keys: any of them opens; at least one.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+        self._app = app
+        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].removeprefix(scope.get("root_path", "")) not in OPEN_PATHS:
+            given = next((value for name, value in scope["headers"] if name == b"authorization"), None)
+            if given is None or not self._opens(given):
+                problem = "No API key was sent" if given is None else "The API key is wrong"
+                error = AuthenticationError(f"{problem}; send one this server knows as 'Authorization: Bearer KEY'.")
+                await response(describe(error))(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _opens(self, header: bytes) -> bool:
+        scheme, _, key = header.partition(b" ")
+        digest = hashlib.sha256(key.strip()).digest()
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        return scheme.lower() == b"bearer" and any(matches)

@@ -1,0 +1,73 @@
+"""The description of the API: routes read their bodies themselves, so their models are put into the OpenAPI document here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from octavo.server import protocol
+from octavo.server.errors import ErrorBody
+
+_REF = "#/components/schemas/"
+_STATUSES = {
+    400: "Wrong input; `param` names the field",
+    401: "Missing or wrong key",
+    404: "Unknown model",
+    413: "Body too large",
+    415: "Body not declared as JSON",
+    429: "Queue full; see Retry-After",
+    500: "Internal error",
+    503: "Loading, draining or restarting; see Retry-After",
+}
+_REQUESTS: list[type[BaseModel]] = [
+    protocol.CompletionRequest,
+    protocol.ChatCompletionRequest,
+    protocol.GenerateRequest,
+    protocol.TokenizeRequest,
+    protocol.DetokenizeRequest,
+]
+_responses: dict[str, type[msgspec.Struct]] = {ErrorBody.__name__: ErrorBody}
+
+
+def describe_route(request: type[BaseModel] | None, response: type[msgspec.Struct]) -> dict[str, Any]:
+    """Keyword arguments of a route: what it takes and what it answers.
+
+    Args:
+        request: the body's model; None for a route without one.
+        response: the answer's struct.
+    """
+    _responses[response.__name__] = response
+    answers: dict[int | str, dict[str, Any]] = {200: {"description": "The answer", "content": _json(response.__name__)}}
+    extra: dict[str, Any] = {}
+    if request is not None:
+        extra["requestBody"] = {"required": True, "content": _json(request.__name__)}
+        answers |= {status: {"description": text, "content": _json(ErrorBody.__name__)} for status, text in _STATUSES.items()}
+    return {"response_model": None, "openapi_extra": {**extra, "responses": {str(status): body for status, body in answers.items()}}}
+
+
+def install(app: FastAPI) -> None:
+    """Make ``/openapi.json`` hold the models that ``describe_route`` refers to. Built when first read."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+            document.setdefault("components", {}).setdefault("schemas", {}).update(_schemas())
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _schemas() -> dict[str, Any]:
+    _, definitions = models_json_schema([(model, "validation") for model in _REQUESTS], ref_template=_REF + "{model}")
+    _, components = msgspec.json.schema_components(list(_responses.values()), ref_template=_REF + "{name}")
+    return {**definitions["$defs"], **components}
+
+
+def _json(name: str) -> dict[str, Any]:
+    return {"application/json": {"schema": {"$ref": _REF + name}}}

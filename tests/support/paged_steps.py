@@ -1,0 +1,79 @@
+"""Run a model step by step over a poisoned page pool, the way the runner does, for tests."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+
+from octavo.layers.attention import kv_layers
+from octavo.models.config import ModelConfig
+from octavo.models.decoder import Model
+from octavo.models.hub import ModelFiles
+from octavo.models.loader import open_weights, read_model_config
+from octavo.models.registry import build_model
+from octavo.ops.base import AttentionBatch
+from octavo.ops.select import select_ops
+
+
+def load(directory: Path, dtype: torch.dtype, max_model_len: int) -> tuple[Model, ModelConfig]:
+    """The model in a checkpoint directory, on the CPU."""
+    files = ModelFiles(name=directory.name, kind="hf", path=directory)
+    config = read_model_config(files)
+    ops = select_ops(torch.device("cpu"), dtype)
+    return build_model(config, open_weights(files, config, "auto"), ops, max_model_len), config
+
+
+def attention_batch(tables: list[list[int]], cached: list[int], counts: list[int], block_size: int) -> AttentionBatch:
+    """The geometry of a step in which sequence ``s`` has ``cached[s]`` tokens in the pool and computes ``counts[s]`` more."""
+    positions = torch.cat([torch.arange(begin, begin + count) for begin, count in zip(cached, counts, strict=True)])
+    owners = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    widest = max(len(table) for table in tables)
+    padded = torch.tensor([table + [0] * (widest - len(table)) for table in tables], dtype=torch.int32)
+    contexts = [begin + count for begin, count in zip(cached, counts, strict=True)]
+    return AttentionBatch(
+        positions=positions,
+        slots=padded[owners, positions // block_size].long() * block_size + positions % block_size,
+        query_starts=torch.tensor([0, *counts]).cumsum(0).int(),
+        context_lens=torch.tensor(contexts, dtype=torch.int32),
+        block_tables=padded,
+        query_lens=counts,
+        context_lens_host=contexts,
+        block_size=block_size,
+    )
+
+
+class PagedModel:
+    """A model over a pool whose every value is NaN until it is written; sequences get scattered blocks.
+
+    Args:
+        dtype: of the activations and of the cache.
+        num_blocks: blocks of the pool.
+    """
+
+    def __init__(self, model: Model, config: ModelConfig, dtype: torch.dtype, block_size: int = 8, num_blocks: int = 64) -> None:
+        self.model = model
+        self.block_size = block_size
+        values = torch.full((num_blocks, config.kv_values_per_token * block_size), torch.nan, dtype=dtype)
+        self.kv = kv_layers(values.view(torch.uint8), config, block_size, dtype)
+        self.free = list(range(num_blocks))
+        random.Random(5).shuffle(self.free)
+        self.tables: dict[int, list[int]] = {}
+        self.cached: dict[int, int] = {}
+
+    @torch.inference_mode()
+    def step(self, tokens: dict[int, list[int]]) -> dict[int, torch.Tensor]:
+        """Compute the next tokens of some sequences in one step; float32 logits [tokens, V] of each."""
+        for sequence, new in tokens.items():
+            table = self.tables.setdefault(sequence, [])
+            needed = -(-(self.cached.setdefault(sequence, 0) + len(new)) // self.block_size)
+            table += [self.free.pop() for _ in range(needed - len(table))]
+        names = list(tokens)
+        counts = [len(tokens[name]) for name in names]
+        batch = attention_batch([self.tables[name] for name in names], [self.cached[name] for name in names], counts, self.block_size)
+        ids = torch.tensor([token for name in names for token in tokens[name]])
+        logits = self.model.logits(self.model.forward(ids, batch, self.kv))
+        for name in names:
+            self.cached[name] += len(tokens[name])
+        return dict(zip(names, logits.split(counts), strict=True))

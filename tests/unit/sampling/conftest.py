@@ -1,0 +1,48 @@
+"""Shared pieces of the sampling tests: sequences made in one line, one torch thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from octavo.batch import NewSequence
+from octavo.sampling.state import SequenceState
+from octavo.sampling_params import SamplingParams
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def make_state() -> Callable[..., SequenceState]:
+    """A sequence from its prompt, its output and sampling parameters by name."""
+
+    def make(
+        vocab_size: int,
+        prompt: tuple[int, ...] = (0,),
+        output: tuple[int, ...] = (),
+        seed: int = 0,
+        suppress: tuple[int, ...] = (),
+        bad_word_ids: tuple[tuple[int, ...], ...] = (),
+        **params: Any,
+    ) -> SequenceState:
+        new = NewSequence(
+            seq_id=seed,
+            token_ids=[*prompt, *output],
+            num_prompt_tokens=len(prompt),
+            params=SamplingParams(**{"max_tokens": None, **params}),
+            seed=seed,
+            suppress_until_min=list(suppress),
+            bad_word_ids=[list(word) for word in bad_word_ids],
+        )
+        return SequenceState(new, vocab_size)
+
+    return make
