@@ -109,7 +109,7 @@ class FakeClient:
         if self.start_up_error is not None:
             raise self.start_up_error
 
-    async def drain(self, timeout: float) -> None:
+    async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 (the real client has it so)
         self.phase = "draining"
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._nothing_live.wait(), timeout)
@@ -141,6 +141,8 @@ class FakeClient:
                 f"This model's maximum context length is {CONTEXT} tokens. However, your prompt contains {len(token_ids)} input tokens."
             )
             raise InvalidRequestError(message, "prompt", "context_length_exceeded")
+        if len(token_ids) + (params.max_tokens or 0) > CONTEXT:
+            raise InvalidRequestError("The context cannot hold that many output tokens.", "max_tokens", "context_length_exceeded")
         text = prompt if isinstance(prompt, str) else None
         request = SimpleNamespace(prompt=text, params=params, prompt_token_ids=token_ids)
         self.submitted.append(
@@ -227,7 +229,7 @@ async def running(client: FakeClient, **options: Any) -> AsyncIterator[str]:
     config = uvicorn.Config(app, port=0, log_config=None, lifespan="on", root_path=root_path, timeout_graceful_shutdown=5)
     server = QuietServer(config)
     task = asyncio.create_task(server.serve())
-    while not server.started:
+    while not server.started:  # noqa: ASYNC110 (uvicorn has no event for it)
         await asyncio.sleep(0.005)
     try:
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"

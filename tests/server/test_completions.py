@@ -21,8 +21,10 @@ async def test_prompt_is_taken_verbatim_and_the_default_is_16_tokens(engine: Any
 
 async def test_every_sampling_field_reaches_the_engine(engine: Any, url: str) -> None:
     fields: dict[str, Any] = {
-        "n": 2, "best_of": 2, "presence_penalty": 0.5, "frequency_penalty": -0.5, "repetition_penalty": 1.1, "temperature": 0.3, "top_p": 0.9,
-        "top_k": 5, "min_p": 0.1, "seed": 7, "stop": ["x"], "stop_token_ids": [9], "bad_words": ["bad"], "ignore_eos": True, "max_tokens": 9,
+        "n": 2, "best_of": 2, "presence_penalty": 0.5, "frequency_penalty": -0.5, "repetition_penalty": 1.1, "temperature": 0.3,
+        "top_p": 0.9,
+        "top_k": 5, "min_p": 0.1, "seed": 7, "stop": ["x"], "stop_token_ids": [9], "bad_words": ["bad"], "ignore_eos": True,
+        "max_tokens": 9,
         "min_tokens": 2, "logprobs": 1, "prompt_logprobs": 2, "skip_special_tokens": False, "spaces_between_special_tokens": False,
         "include_stop_str_in_output": True, "logit_bias": {"5": 2.0}, "allowed_token_ids": [1, 2], "truncate_prompt_tokens": 4,
     }  # fmt: skip
@@ -116,6 +118,14 @@ async def test_refusal_of_one_prompt_aborts_the_others(engine: Any, url: str) ->
     with pytest.raises(openai.BadRequestError):
         await client_of(url).completions.create(model="fake-model", prompt=["a", "b" * 2000])
     assert len(engine.submitted) == 1 and engine.aborted == [engine.submitted[0].id]
+
+
+async def test_default_of_max_tokens_yields_to_the_context_and_a_number_asked_for_does_not(engine: Any, url: str) -> None:
+    client = client_of(url)
+    made = await client.completions.create(model="fake-model", prompt="a" * 990)
+    assert made.choices[0].text == "Paris" and engine.submitted[0].params.max_tokens is None
+    with pytest.raises(openai.BadRequestError, match="cannot hold"):
+        await client.completions.create(model="fake-model", prompt="a" * 990, max_tokens=16)
 
 
 @pytest.mark.parametrize("prompt", [[], [[]], "", ["a", 1], {"a": 1}, 3, ["a"] * 1025])

@@ -50,15 +50,21 @@ async def test_malformed_json_is_400(engine: Any, url: str, body: bytes) -> None
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("temperature", "0.5", "number"), ("temperature", True, "number"), ("temperature", -0.1, "[0, inf)"), ("temperature", float("nan"), "finite"),
+        ("temperature", "0.5", "number"), ("temperature", True, "number"), ("temperature", -0.1, "[0, inf)"),
+        ("temperature", float("nan"), "finite"),
         ("temperature", float("inf"), "finite"), ("temperature", 1e400, "finite"), ("top_p", 0, "(0, 1]"), ("top_p", 1.5, "(0, 1]"),
-        ("top_k", 1.5, "integer"), ("top_k", -2, "[-1"), ("min_p", -1, "[0, 1]"), ("n", 0, "[1, 128]"), ("n", 10**6, "[1, 128]"), ("n", "1", "integer"),
+        ("top_k", 1.5, "integer"), ("top_k", -2, "[-1"), ("min_p", -1, "[0, 1]"), ("n", 0, "[1, 128]"),
+        ("n", 10**6, "[1, 128]"), ("n", "1", "integer"),
         ("n", True, "integer"), ("best_of", 0, "best_of"), ("seed", 2**70, "seed"), ("seed", 1.0, "integer"), ("max_tokens", 0, "[1"),
-        ("max_tokens", -1, "[1"), ("max_tokens", 10**30, "max_tokens"), ("min_tokens", 17, "max_tokens"), ("presence_penalty", 2.1, "[-2, 2]"),
-        ("frequency_penalty", -3, "[-2, 2]"), ("repetition_penalty", 0, "(0, inf)"), ("stop", 5, "string or must be an array"), ("stop", [1], "string"),
-        ("stop", [""], "non-empty"), ("stop_token_ids", ["a"], "integer"), ("logit_bias", {"a": 1}, "integer"), ("logit_bias", [1], "object"),
+        ("max_tokens", -1, "[1"), ("max_tokens", 10**30, "max_tokens"), ("min_tokens", 17, "max_tokens"),
+        ("presence_penalty", 2.1, "[-2, 2]"),
+        ("frequency_penalty", -3, "[-2, 2]"), ("repetition_penalty", 0, "(0, inf)"), ("stop", 5, "string or must be an array"),
+        ("stop", [1], "string"),
+        ("stop", [""], "non-empty"), ("stop_token_ids", ["a"], "integer"), ("logit_bias", {"a": 1}, "integer"),
+        ("logit_bias", [1], "object"),
         ("logprobs", 21, "--max-logprobs"), ("logprobs", -1, "--max-logprobs"), ("prompt_logprobs", 999, "--max-logprobs"),
-        ("stream", "yes", "true or false"), ("stream", 1, "true or false"), ("echo", "no", "true or false"), ("allowed_token_ids", [], "empty"),
+        ("stream", "yes", "true or false"), ("stream", 1, "true or false"), ("echo", "no", "true or false"),
+        ("allowed_token_ids", [], "empty"),
         ("stream_options", 3, "object"), ("model", 3, "string"), ("bad_words", "x", "array"), ("priority", "high", "integer"),
     ],
 )  # fmt: skip
@@ -84,7 +90,8 @@ async def test_unknown_field_is_400_with_the_nearest_known_one(url: str) -> None
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("tools", [{"type": "function"}]), ("tool_choice", "auto"), ("response_format", {"type": "json_object"}), ("structured_outputs", {"json": {}}),
+        ("tools", [{"type": "function"}]), ("tool_choice", "auto"), ("response_format", {"type": "json_object"}),
+        ("structured_outputs", {"json": {}}),
         ("guided_json", {}), ("guided_regex", "a"), ("guided_choice", ["a"]), ("guided_grammar", "a"), ("use_beam_search", True),
         ("length_penalty", 2.0), ("suffix", "x"), ("documents", [{}]), ("reasoning_effort", "low"), ("store", True), ("use_beam_search", 0),
         ("lora_request", {}), ("chat_template", "{{ 1 }}"),
@@ -161,8 +168,9 @@ async def test_key_is_asked_for_on_all_routes_but_the_probes(engine: Any, serve:
         for path in ("/v1/models", "/load", "/docs", "/openapi.json", "/nothing", "/health/", "//health"):
             answer = await http.get(url + path)
             assert answer.status_code == 401 and error_of(answer)["code"] == "invalid_api_key", path
-        for header in ("Bearer wrong", "Bearer", "first", "Basic first", "Bearer firstsecond", "Bearer f\u00fcrst".encode("latin-1")):
-            assert (await http.get(f"{url}/v1/models", headers={"authorization": header})).status_code == 401, header  # type: ignore[dict-item]
+        for wrong in ("Bearer wrong", "Bearer", "first", "Basic first", "Bearer firstsecond", "Bearer f\u00fcrst"):
+            headers = [(b"authorization", wrong.encode("latin-1"))]
+            assert (await http.get(f"{url}/v1/models", headers=headers)).status_code == 401, wrong
         for key in ("first", "second"):
             assert (await http.get(f"{url}/v1/models", headers={"authorization": f"Bearer {key}"})).status_code == 200
         with pytest.raises(openai.AuthenticationError):

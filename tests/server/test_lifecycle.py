@@ -13,7 +13,7 @@ import openai
 import pytest
 import uvicorn
 
-from octavo.config import ServerOptions
+from octavo.config import ServerOptions, engine_options
 from octavo.errors import ModelLoadError
 from octavo.server.app import build_app
 from octavo.server.http_server import DrainingServer, _serve
@@ -23,7 +23,7 @@ CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 
 async def until(condition: Any) -> None:
     """Wait until a condition holds; the test's own limit is the suite's."""
-    while not condition():
+    while not condition():  # noqa: ASYNC110 (any condition, most have no event)
         await asyncio.sleep(0.005)
 
 
@@ -39,10 +39,7 @@ async def test_requests_before_the_model_is_loaded_wait_in_line(engine: Any, ser
             asyncio.create_task(http.post(f"{url}{path}", json=body))
             for path, body in (("/v1/chat/completions", CHAT), ("/v1/completions", {"prompt": "a"}), ("/generate", {"prompt": "a"}))
         ]
-        while (load := (await http.get(f"{url}/metrics")).text) and "num_requests_waiting" in load:
-            if 'vllm:num_requests_waiting{engine="0",model_name=""} 3.0' in load:
-                break
-            await asyncio.sleep(0.005)
+        await _until_waiting(http, url, 3)
         assert not engine.submitted
         engine.finish_loading()
         answers = await asyncio.gather(*asked)
@@ -55,34 +52,27 @@ async def test_requests_before_the_model_is_loaded_wait_in_line(engine: Any, ser
 
 async def test_line_before_loading_is_bounded(engine: Any, serve: Any) -> None:
     engine.load_later()
-    engine.options = _with_queue_of(1)
+    engine.options = engine_options(max_num_queued_reqs=1)
     async with serve(engine) as url, httpx.AsyncClient(timeout=30) as http:
         first = asyncio.create_task(http.post(f"{url}/v1/completions", json={"prompt": "a"}))
-        while True:
-            second = await http.post(f"{url}/v1/completions", json={"prompt": "a"}, timeout=0.5) if await _waiting(http, url) else None
-            if second is not None:
-                break
+        await _until_waiting(http, url, 1)
+        second = await http.post(f"{url}/v1/completions", json={"prompt": "a"})
         engine.finish_loading()
         assert (await first).status_code == 200
     assert second.status_code == 429 and int(second.headers["retry-after"]) >= 1
 
 
-def _with_queue_of(size: int) -> Any:
-    from octavo.config import engine_options
-
-    return engine_options(max_num_queued_reqs=size)
-
-
-async def _waiting(http: httpx.AsyncClient, url: str) -> bool:
-    return 'num_requests_waiting{engine="0",model_name=""} 1.0' in (await http.get(f"{url}/metrics")).text
+async def _until_waiting(http: httpx.AsyncClient, url: str, count: int) -> None:
+    text = ""
+    while f'num_requests_waiting{{engine="0",model_name=""}} {count}.0' not in text:
+        text = (await http.get(f"{url}/metrics")).text
 
 
 async def test_failed_start_answers_those_in_line(engine: Any, serve: Any) -> None:
     engine.load_later()
     async with serve(engine) as url, httpx.AsyncClient(timeout=30) as http:
         asked = asyncio.create_task(http.post(f"{url}/v1/completions", json={"prompt": "a"}))
-        while not await _waiting(http, url):
-            await asyncio.sleep(0.005)
+        await _until_waiting(http, url, 1)
         engine.start_up_error = ModelLoadError("no such directory: nowhere")
         engine.loaded.set()
         answer = await asked
@@ -128,8 +118,7 @@ async def test_client_that_leaves_the_line_is_forgotten(engine: Any, serve: Any)
     async with serve(engine) as url, httpx.AsyncClient() as http:
         with pytest.raises(httpx.ReadTimeout):
             await http.post(f"{url}/v1/completions", json={"prompt": "a"}, timeout=0.2)
-        while await _waiting(http, url):
-            await asyncio.sleep(0.005)
+        await _until_waiting(http, url, 0)
         engine.finish_loading()
         assert (await http.post(f"{url}/v1/completions", json={"prompt": "b"})).status_code == 200
     assert [request.prompt for request in engine.submitted] == ["b"]

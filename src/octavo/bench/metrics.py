@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from octavo.bench.report import Summary, summarise
@@ -79,7 +80,7 @@ class Record:
 
     @property
     def itl(self) -> list[float]:
-        return [later - earlier for earlier, later in zip(self.text_times, self.text_times[1:], strict=False)]
+        return [later - earlier for earlier, later in pairwise(self.text_times)]
 
 
 @dataclass(frozen=True, slots=True)

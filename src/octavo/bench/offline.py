@@ -96,7 +96,7 @@ def throughput(engine: dict[str, Any], bench: ThroughputOptions) -> int:
         ("Output token throughput (tok/s):", new_tokens / seconds),
         ("Total token throughput (tok/s):", (prompt_tokens + new_tokens) / seconds),
     ]
-    print("\n".join([table("Throughput", [("", rows), *_limit_section(known, least, seconds)])]))
+    print(table("Throughput", [("", rows), *_limit_section(known, least, seconds)]))
     if bench.output_json:
         result = {
             "elapsed_time": seconds,
@@ -124,13 +124,15 @@ def latency(engine: dict[str, Any], bench: LatencyOptions) -> int:
             "--num-iters": bench.num_iters,
         }
     )
+    if bench.num_iters_warmup < 0:
+        raise ConfigError(f"--num-iters-warmup must not be negative; got {bench.num_iters_warmup}.")
     known = yardstick(engine)
     seed = known.options.model.seed or 0
     llm = _load(engine)
     try:
         seconds = [
             _generate(llm, _samples(known, bench.batch_size, bench.input_len, bench.output_len, seed + i))
-            for i in range(max(0, bench.num_iters_warmup) + bench.num_iters)
+            for i in range(bench.num_iters_warmup + bench.num_iters)
         ][-bench.num_iters :]
     finally:
         llm.shutdown()

@@ -7,6 +7,7 @@ Ctrl-C during a call ends that call (the engine drops the request) and reaches t
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -38,9 +39,10 @@ class LocalModel:
     """
 
     def __init__(self, options: EngineOptions) -> None:
-        # A terminal is for the answers: only warnings of the engine's process, unless the user asked for more.
+        # A terminal is for the answers. The engine's process logs only warnings, unless the user asked for more; what this
+        # process would log of the engine's failures reaches the user as the error it raises.
         os.environ.setdefault("OCTAVO_LOG_LEVEL", "WARNING")
-        log.configure("octavo")
+        log.get_logger("octavo").setLevel(logging.CRITICAL)
         self._runner = asyncio.Runner()
         self._client = EngineClient(options)
         try:

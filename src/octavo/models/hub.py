@@ -46,11 +46,11 @@ def resolve(model: str | None, revision: str | None = None, progress: ProgressCa
         ConfigError: a revision is given for what is no repository.
         ModelLoadError: nothing usable is there, naming what was tried.
     """
-    if revision is not None and (model is None or Path(model).expanduser().exists()):
+    path = None if model is None else _path(model)
+    if revision is not None and (path is None or path.exists()):
         raise ConfigError(f"revision={revision!r} selects a state of a Hugging Face repository; {model or 'the default model'} is none.")
-    if model is None:
+    if model is None or path is None:
         return ModelFiles(embedded.NAME, "gguf", embedded.embedded_model(progress))
-    path = Path(model).expanduser()
     if path.is_dir():
         return _from_directory(model, path)
     if path.exists():
@@ -64,6 +64,16 @@ def resolve(model: str | None, revision: str | None = None, progress: ProgressCa
 
     found = fetch_repository(match[1], match[2], revision, progress, refresh)
     return _from_directory(model, found) if found.is_dir() else ModelFiles(model, "gguf", found)
+
+
+def _path(model: str) -> Path:
+    """What the user named, as a path that can be asked whether it exists."""
+    try:
+        path = Path(model).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:  # a name too long, an unknown user's home
+        raise ModelLoadError(f"{model:.200}: cannot be a path or a repository: {error!s:.200}.") from error
+    return path
 
 
 def _from_directory(name: str, directory: Path) -> ModelFiles:

@@ -8,6 +8,7 @@ so that only the final subtraction or addition rounds, and the results equal ggm
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +18,14 @@ from octavo.quantization.gguf import BLOCKS
 
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _CHUNK_VALUES = 2**15
-"""Values decoded at a time: as float32 they fit a core's second-level cache, and peak memory stays small."""
+"""Values decoded at a time. So few fit a core's cache, and torch works on them in the calling thread: its own thread pool costs far more
+than it gains on operations this short, above all on a machine that is busy."""
+_PIECE_VALUES = 2**19
+"""Values that one thread decodes before it takes the next piece."""
 
 
 def dequantize(data: npt.NDArray[np.uint8], storage: str, out: torch.Tensor) -> None:
-    """Decode stored bytes into ``out``.
+    """Decode stored bytes into ``out``, on as many threads as torch is set to use.
 
     Args:
         data: uint8 [bytes]; read-only memory (a mapped file) is fine.
@@ -30,17 +34,32 @@ def dequantize(data: npt.NDArray[np.uint8], storage: str, out: torch.Tensor) -> 
     """
     values, nbytes = BLOCKS[storage]
     blocks, target = data.reshape(-1, nbytes), out.view(-1, values)
-    if storage in _PLAIN and _PLAIN[storage] == out.dtype:
+    step = _PIECE_VALUES // values
+    starts = range(0, len(blocks), step)
+
+    def decode(start: int) -> None:
+        _decode_piece(blocks[start : start + step], storage, target[start : start + step])
+
+    workers = min(torch.get_num_threads(), len(starts))
+    if workers > 1:
+        with ThreadPoolExecutor(workers, "dequantize") as pool:
+            list(pool.map(decode, starts))
+    else:
+        for start in starts:
+            decode(start)
+
+
+def _decode_piece(blocks: npt.NDArray[np.uint8], storage: str, target: torch.Tensor) -> None:
+    """Decode blocks [n, bytes] into ``target`` [n, values]."""
+    plain = _PLAIN.get(storage)
+    if plain == target.dtype:
         target.view(torch.uint8).numpy()[...] = blocks
         return
-    step = _CHUNK_VALUES // values
+    step = _CHUNK_VALUES // target.shape[1]
     for start in range(0, len(blocks), step):
         # The copy brings the pages in and gives torch the writable memory it wants.
         chunk = torch.from_numpy(blocks[start : start + step].copy())
-        if storage in _PLAIN:
-            target[start : start + step] = chunk.view(_PLAIN[storage])
-        else:
-            target[start : start + step] = _DECODERS[storage](chunk)
+        target[start : start + step] = _DECODERS[storage](chunk) if plain is None else chunk.view(plain)
 
 
 def _half(blocks: torch.Tensor, start: int, count: int = 1) -> torch.Tensor:

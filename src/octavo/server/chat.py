@@ -51,9 +51,10 @@ class ChatDialect:
             f"chatcmpl-{body.request_id or request_id}",
             [prompt],
             _params(body, model, max_logprobs),
-            bool(body.add_special_tokens),
-            body.priority or 0,
-            body.cache_salt or "",
+            caps_default=body.max_tokens is None and body.max_completion_tokens is None,
+            add_special_tokens=bool(body.add_special_tokens),
+            priority=body.priority or 0,
+            cache_salt=body.cache_salt or "",
         )
         self._begun: set[int] = set()
 

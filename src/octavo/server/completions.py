@@ -50,9 +50,10 @@ class CompletionDialect:
             f"cmpl-{body.request_id or request_id}",
             _prompts(body.prompt),
             params,
-            body.add_special_tokens is not False,
-            body.priority or 0,
-            body.cache_salt or "",
+            caps_default=body.max_tokens is None,
+            add_special_tokens=body.add_special_tokens is not False,
+            priority=body.priority or 0,
+            cache_salt=body.cache_salt or "",
         )
         self._legacy: dict[int, LegacyLogprobs] = {}
         self._prompt_logprobs: dict[int, list[PositionLogprobs | None]] = {}

@@ -58,9 +58,10 @@ class GenerateDialect:
             f"gen-{body.request_id or request_id}",
             [prompt],
             params,
-            verbatim,
-            body.priority or 0,
-            body.cache_salt or "",
+            caps_default=body.max_tokens is None,
+            add_special_tokens=verbatim,
+            priority=body.priority or 0,
+            cache_salt=body.cache_salt or "",
         )
 
     def chunks(self, piece: Piece, generation: Generation) -> Iterator[GenerateChunk]:

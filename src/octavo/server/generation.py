@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from octavo.errors import EngineDeadError, InvalidRequestError, NotReadyError
 from octavo.frontend.outputs import PositionLogprobs, RequestDelta, RequestOutput, SequenceDelta
@@ -33,15 +36,19 @@ class Job:
     Attributes:
         request_id: as the answer shows it, such as ``chatcmpl-...``.
         prompts: texts or token ids; at least one.
+        params: how to sample.
+        caps_default: whether ``params.max_tokens`` is a default, which then yields to what the context leaves; a number that the
+            client asked for and the context cannot hold is refused.
         add_special_tokens: whether tokenising a text adds the model's special tokens.
     """
 
     request_id: str
     prompts: Sequence[str | list[int]]
     params: SamplingParams
-    add_special_tokens: bool = True
-    priority: int = 0
-    cache_salt: str = ""
+    caps_default: bool
+    add_special_tokens: bool
+    priority: int
+    cache_salt: str
     created: int = field(default_factory=lambda: int(time.time()))
 
 
@@ -103,19 +110,29 @@ class Generation:
                 # A client may send the same request id twice; the engine's has to be unique.
                 engine_id = f"{job.request_id}-{secrets.token_hex(4)}"
                 arrival = time.monotonic()
-                stream = await self._service.client.submit(
-                    prompt,
-                    job.params,
-                    request_id=engine_id,
-                    priority=job.priority,
-                    cache_salt=job.cache_salt,
-                    add_special_tokens=job.add_special_tokens,
-                )
+                stream = await self._submit(prompt, engine_id)
                 self.streams.append(stream)
                 self._followers.append(RequestFollower(self._service, engine_id, len(stream.prompt_token_ids), arrival))
         except BaseException:
             self.close()
             raise
+
+    async def _submit(self, prompt: str | list[int], engine_id: str) -> RequestStream:
+        job = self.job
+        submit = functools.partial(
+            self._service.client.submit,
+            prompt,
+            request_id=engine_id,
+            priority=job.priority,
+            cache_salt=job.cache_salt,
+            add_special_tokens=job.add_special_tokens,
+        )
+        try:
+            return await submit(params=job.params)
+        except InvalidRequestError as error:
+            if not job.caps_default or error.param != "max_tokens":
+                raise
+            return await submit(params=msgspec.structs.replace(job.params, max_tokens=None))
 
     async def __aenter__(self) -> Generation:
         return self

@@ -1,6 +1,7 @@
 """``octavo bench serve`` against a small server that can be told what to lack and how to fail."""
 
 import asyncio
+import itertools
 import json
 import threading
 from dataclasses import dataclass, field
@@ -131,7 +132,9 @@ class FakeServer:
             prompt = body["prompt"] if "prompt" in body else body["messages"][0]["content"]
             extra = 5 if path == "/v1/chat/completions" else 0  # the chat template's own tokens
             usage = {"prompt_tokens": count(prompt) + extra, "completion_tokens": body["max_tokens"]}
-            await send({"text": [""], "usage": usage, "finish_reason": ["length"]} if path == "/generate" else {"choices": [], "usage": usage})
+            await send(
+                {"text": [""], "usage": usage, "finish_reason": ["length"]} if path == "/generate" else {"choices": [], "usage": usage}
+            )
         await send(b"[DONE]")
         return response
 
@@ -295,7 +298,7 @@ def test_sharegpt_and_prefix_repetition_run(start, tmp_path):
 
 
 def test_no_server_is_one_clear_error(tmp_path):
-    with pytest.raises(OctavoError, match="cannot reach http://127.0.0.1:9/"):
+    with pytest.raises(OctavoError, match=r"cannot reach http://127\.0\.0\.1:9/"):
         bench("http://127.0.0.1:9", tmp_path)
     with pytest.raises(OctavoError, match="is no address"):
         bench("127.0.0.1:9", tmp_path)
@@ -328,7 +331,7 @@ def test_arrivals_keep_the_rate_and_the_seed():
 def test_burstiness_spreads_or_evens_the_gaps():
     def spread(burstiness):
         offsets = arrivals(2001, 10.0, burstiness, seed=1)
-        gaps = [later - earlier for earlier, later in zip(offsets, offsets[1:], strict=False)]
+        gaps = [later - earlier for earlier, later in itertools.pairwise(offsets)]
         return sum((gap - 0.1) ** 2 for gap in gaps) / len(gaps) / 0.01  # variance over squared mean: 1 / burstiness
 
     assert spread(100.0) == pytest.approx(0.01, rel=0.2)

@@ -244,5 +244,5 @@ def test_what_a_server_does_wrong_is_told(server, status, body, part):
 
 
 def test_no_server_is_told():
-    with pytest.raises(OctavoError, match="cannot reach http://127.0.0.1:9 "):
+    with pytest.raises(OctavoError, match=r"cannot reach http://127\.0\.0\.1:9 "):
         RemoteModel("http://127.0.0.1:9", None, None)

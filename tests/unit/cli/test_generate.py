@@ -101,7 +101,12 @@ def test_answers_to_a_file_go_to_standard_output_by_default(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("text", "part"),
-    [("{", "line 1 is not JSON"), ('"a"\n{"prompt": 1}', "line 2 must be"), ('{"prompt": "a", "seed": 1}', "nothing besides"), ("\n", "no prompt")],
+    [
+        ("{", "line 1 is not JSON"),
+        ('"a"\n{"prompt": 1}', "line 2 must be"),
+        ('{"prompt": "a", "seed": 1}', "nothing besides"),
+        ("\n", "no prompt"),
+    ],
 )
 def test_a_bad_input_file_is_refused_by_line(tmp_path, text, part):
     source = tmp_path / "in.jsonl"

@@ -179,6 +179,12 @@ def test_what_can_be_no_repository_is_refused_without_the_network(model: str) ->
         resolve(model)
 
 
+@pytest.mark.parametrize("model", ["~nobody-has-this-name/model", "x" * 5000])
+def test_what_cannot_be_asked_for_is_refused(model: str) -> None:
+    with pytest.raises(ModelLoadError, match="cannot be a path"):
+        resolve(model)
+
+
 def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(b"")
     with pytest.raises(ModelLoadError, match="this is another file"):

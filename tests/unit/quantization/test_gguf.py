@@ -217,7 +217,7 @@ def test_a_file_cut_at_any_byte_is_refused(sample: Path, tmp_path: Path) -> None
 
 
 def test_no_changed_byte_makes_the_reader_crash_or_allocate_much(sample: Path, tmp_path: Path) -> None:
-    """Every header byte, set to values that turn lengths huge, negative, zero: refused, or still within the file."""
+    """Every header byte, set to the largest value and to a random one: refused, or still within the file."""
     whole = sample.read_bytes()
     header = min(tensor.offset for tensor in open_gguf(sample).tensors.values())
     rng = random.Random(0)
@@ -225,7 +225,7 @@ def test_no_changed_byte_makes_the_reader_crash_or_allocate_much(sample: Path, t
     outcomes = {True: 0, False: 0}
     tracemalloc.start()
     for position in range(4, header):
-        for value in (0x00, 0x7F, 0xFF, rng.randrange(256)):
+        for value in (0xFF, rng.randrange(256)):
             content = bytearray(whole)
             content[position] = value
             changed.write_bytes(content)

@@ -55,12 +55,18 @@ def test_narrow_results_are_the_float32_ones_rounded_once(storage: str, dtype: t
     assert torch.equal(out.view(torch.int16), expected.view(torch.int16))
 
 
-@pytest.mark.parametrize("storage", ["Q4_1", "Q6_K", "F16"])
-def test_tensors_longer_than_a_chunk_are_decoded_whole(storage: str) -> None:
-    count = 2**18 // BLOCKS[storage][0] * 2 + 3
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("storage", ["Q4_1", "Q6_K", "F16", "F32"])
+def test_long_tensors_are_decoded_whole_on_any_number_of_threads(storage: str, threads: int) -> None:
+    count = 2**19 // BLOCKS[storage][0] * 2 + 3
     blocks = random_blocks(storage, count, seed=2)
     out = torch.full((count * BLOCKS[storage][0],), float("nan"))
-    dequantize(blocks.reshape(-1), storage, out)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        dequantize(blocks.reshape(-1), storage, out)
+    finally:
+        torch.set_num_threads(before)
     assert np.array_equal(out.numpy(), oracle(blocks, storage))
 
 
