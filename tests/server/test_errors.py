@@ -58,7 +58,7 @@ async def test_malformed_json_is_400(engine: Any, url: str, body: bytes) -> None
         ("n", True, "integer"), ("best_of", 0, "best_of"), ("seed", 2**70, "seed"), ("seed", 1.0, "integer"), ("max_tokens", 0, "[1"),
         ("max_tokens", -1, "[1"), ("max_tokens", 10**30, "max_tokens"), ("min_tokens", 17, "max_tokens"),
         ("presence_penalty", 2.1, "[-2, 2]"),
-        ("frequency_penalty", -3, "[-2, 2]"), ("repetition_penalty", 0, "(0, inf)"), ("stop", 5, "string or must be an array"),
+        ("frequency_penalty", -3, "[-2, 2]"), ("repetition_penalty", 0, "(0, inf)"), ("stop", 5, "string or an array"),
         ("stop", [1], "string"),
         ("stop", [""], "non-empty"), ("stop_token_ids", ["a"], "integer"), ("logit_bias", {"a": 1}, "integer"),
         ("logit_bias", [1], "object"),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from octavo.bench.report import table
+from octavo.bench.report import Row, table
 from octavo.models.config import ModelConfig
 from octavo.runner.device import available_ram, usable_cores
 
@@ -175,7 +175,7 @@ def _int8_peak() -> float | None:
 
 def render(limits: Limits) -> str:
     """The table of ``octavo bench limits``."""
-    rows: list[tuple[str, float | int | str]] = [
+    rows: list[Row] = [
         ("Threads:", limits.threads),
         ("Memory read (GB/s):", limits.read_gb_s),
         ("float32 product (GFLOP/s):", limits.fp32_gflop_s),

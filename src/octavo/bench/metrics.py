@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from octavo.bench.report import Summary, summarise
+from octavo.bench.report import Row, Summary, summarise
 from octavo.errors import ConfigError
 
 METRICS = {
@@ -192,10 +192,10 @@ def parse_metrics(text: str) -> list[str]:
     return names
 
 
-def latency_rows(name: str, summary: Summary) -> list[tuple[str, float]]:
+def latency_rows(name: str, summary: Summary) -> list[Row]:
     """A latency's rows of the report, in milliseconds."""
     label = name.upper()
-    rows = [(f"Mean {label} (ms):", 1000.0 * summary.mean), (f"Median {label} (ms):", 1000.0 * summary.median)]
+    rows: list[Row] = [(f"Mean {label} (ms):", 1000.0 * summary.mean), (f"Median {label} (ms):", 1000.0 * summary.median)]
     return rows + [(f"P{q:g} {label} (ms):", 1000.0 * value) for q, value in summary.percentiles.items()]
 
 

@@ -9,65 +9,19 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from octavo.bench.datasets import WORDS_TEXT, Sample, TokenIds, random_samples
-from octavo.bench.limits import Limits, least_seconds, measure, model_cost
+from octavo.bench.datasets import Sample, TokenIds, random_samples
 from octavo.bench.options import LatencyOptions, ThroughputOptions
-from octavo.bench.report import save_json, summarise, table
-from octavo.config import EngineOptions, engine_options
+from octavo.bench.report import Row, save_json, summarise, table
+from octavo.bench.yardstick import Yardstick, limit_json, limit_section, yardstick
 from octavo.errors import ConfigError, OctavoError
-from octavo.frontend.tokenizer import load_tokenizer
-from octavo.models.config import ModelConfig
-from octavo.models.hub import resolve
-from octavo.models.loader import read_model_config
-from octavo.runner.device import select_device
-from octavo.runner.memory_plan import plan_memory
 from octavo.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from octavo.llm import LLM
 
 LATENCY_PERCENTILES = (10.0, 25.0, 50.0, 75.0, 90.0, 99.0)
-
-Row = tuple[str, float | int | str]
-
-
-@dataclass(frozen=True, slots=True)
-class Yardstick:
-    """What is known before the run: the machine, the model, and tokens to make prompts of.
-
-    Attributes:
-        limits: None where the model does not run on the CPU, whose limits are the ones that can be measured.
-        pool: ordinary token ids.
-    """
-
-    options: EngineOptions
-    config: ModelConfig
-    dtype: str
-    kv_dtype: str
-    limits: Limits | None
-    pool: tuple[int, ...]
-
-    def least(self, lengths: Sequence[tuple[int, int]]) -> float | None:
-        """The least seconds for sequences of these (prompt, new) lengths; None without limits."""
-        if self.limits is None:
-            return None
-        cost = model_cost(self.config, self.dtype, self.kv_dtype)
-        return least_seconds(cost, lengths, self.options.scheduler.max_num_seqs, self.limits)
-
-
-def yardstick(engine: dict[str, Any]) -> Yardstick:
-    """Read the model's small files and measure the machine, while it is still quiet."""
-    options = engine_options(**engine)
-    files = resolve(options.model.model, options.model.revision)
-    config = read_model_config(files)
-    plan = plan_memory(config, options, select_device(options.device))
-    tokenizer = load_tokenizer(files, options.model.tokenizer, options.model.revision)
-    pool = tuple(sorted(set(tokenizer.encode(WORDS_TEXT, add_special_tokens=False))))
-    limits = measure(options.device.threads) if plan.device == "cpu" else None
-    return Yardstick(options, config, plan.dtype, plan.kv_dtype, limits, pool)
 
 
 def throughput(engine: dict[str, Any], bench: ThroughputOptions) -> int:
@@ -96,7 +50,7 @@ def throughput(engine: dict[str, Any], bench: ThroughputOptions) -> int:
         ("Output token throughput (tok/s):", new_tokens / seconds),
         ("Total token throughput (tok/s):", (prompt_tokens + new_tokens) / seconds),
     ]
-    print(table("Throughput", [("", rows), *_limit_section(known, least, seconds)]))
+    print(table("Throughput", [("", rows), *limit_section(known, least, seconds)]))
     if bench.output_json:
         result = {
             "elapsed_time": seconds,
@@ -106,7 +60,7 @@ def throughput(engine: dict[str, Any], bench: ThroughputOptions) -> int:
             "tokens_per_second": (prompt_tokens + new_tokens) / seconds,
             "output_tokens_per_second": new_tokens / seconds,
         }
-        save_json(bench.output_json, result | _limit_json(known, least, seconds))
+        save_json(bench.output_json, result | limit_json(known, least, seconds))
     return 0
 
 
@@ -147,14 +101,14 @@ def latency(engine: dict[str, Any], bench: LatencyOptions) -> int:
         *((f"P{q:g} latency (s):", value) for q, value in summary.percentiles.items()),
         ("Output token throughput (tok/s):", bench.batch_size * bench.output_len / summary.median),
     ]
-    print(table("Latency", [("", rows), *_limit_section(known, least, summary.median)]))
+    print(table("Latency", [("", rows), *limit_section(known, least, summary.median)]))
     if bench.output_json:
         result = {
             "avg_latency": summary.mean,
             "latencies": seconds,
             "percentiles": {f"{q:g}": value for q, value in summary.percentiles.items()},
         }
-        save_json(bench.output_json, result | _limit_json(known, least, summary.median))
+        save_json(bench.output_json, result | limit_json(known, least, summary.median))
     return 0
 
 
@@ -190,30 +144,3 @@ def _generate(llm: LLM, samples: Sequence[Sample]) -> float:
                 f"({output.outputs[0].finish_reason}); the figures would be wrong."
             )
     return seconds
-
-
-def _limit_section(known: Yardstick, least: float | None, seconds: float) -> list[tuple[str, list[Row]]]:
-    if known.limits is None or least is None:
-        return [("Share of the limit", [("Not known:", "only a CPU's limits are measured")])]
-    rows: list[Row] = [
-        ("Memory read (GB/s):", known.limits.read_gb_s),
-        (f"{known.dtype} product (GFLOP/s):", known.limits.arithmetic(known.dtype) / 1e9),
-        ("Least time on this machine (s):", least),
-        ("Share of the limit (%):", 100.0 * least / seconds),
-    ]
-    return [("Share of the limit", rows)]
-
-
-def _limit_json(known: Yardstick, least: float | None, seconds: float) -> dict[str, Any]:
-    if known.limits is None or least is None:
-        return {"limit": None}
-    return {
-        "limit": {
-            "threads": known.limits.threads,
-            "read_gb_s": known.limits.read_gb_s,
-            "gflop_s": known.limits.arithmetic(known.dtype) / 1e9,
-            "dtype": known.dtype,
-            "least_seconds": least,
-            "share": least / seconds,
-        }
-    }

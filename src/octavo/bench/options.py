@@ -51,6 +51,9 @@ class ReportOptions:
     percentile_metrics: str = option("ttft,tpot,itl,e2el", "latencies to report, with commas between")
     metric_percentiles: str = option("99", "their percentiles, with commas between")
     goodput: list[str] = option([], "bounds in milliseconds, such as ttft:500 tpot:50 e2el:9000; requests that meet all count")
+    limit_model: str | None = option(
+        None, "the served model's files, where the server runs on this machine: adds the share of the machine's limit", kind=str
+    )
     save_result: str | None = option(None, "JSON file for the figures and each request's", kind=str)
 
 

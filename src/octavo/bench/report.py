@@ -14,6 +14,9 @@ from octavo.errors import ConfigError
 
 WIDTH = 50
 
+Row = tuple[str, float | int | str]
+"""A line of a report: its name and its value."""
+
 
 @dataclass(frozen=True, slots=True)
 class Summary:
@@ -77,7 +80,7 @@ def line(name: str, value: float | int | str) -> str:
     return f"{name:<40} {value:.2f}" if isinstance(value, float) else f"{name:<40} {value}"
 
 
-def table(title: str, sections: Sequence[tuple[str, Sequence[tuple[str, float | int | str]]]]) -> str:
+def table(title: str, sections: Sequence[tuple[str, Sequence[Row]]]) -> str:
     """A report for the terminal: a title, then rows under each section's heading (an empty heading draws no rule)."""
     lines = [heading(title, "=")]
     for name, rows in sections:

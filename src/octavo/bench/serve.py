@@ -17,19 +17,11 @@ import aiohttp
 from octavo import env
 from octavo.bench.client import Target, new_session, send
 from octavo.bench.datasets import Sample, prefix_repetition_samples, random_samples, sharegpt_samples
-from octavo.bench.metrics import (
-    METRICS,
-    Record,
-    RunMetrics,
-    latency_json,
-    latency_rows,
-    measure,
-    parse_goodput,
-    parse_metrics,
-)
-from octavo.bench.options import CHAT, DatasetOptions, LoadOptions, ReportOptions
+from octavo.bench.metrics import Record, RunMetrics, measure, parse_goodput, parse_metrics
+from octavo.bench.options import DatasetOptions, LoadOptions, ReportOptions
 from octavo.bench.probe import Probe, find_model, probe
-from octavo.bench.report import line, parse_percentiles, save_json, table
+from octavo.bench.report import Row, parse_percentiles, save_json
+from octavo.bench.serve_report import render, result_json
 from octavo.errors import ConfigError
 
 
@@ -44,14 +36,16 @@ def run(load: LoadOptions, data: DatasetOptions, report: ReportOptions) -> int:
         OctavoError: the server is not there or refuses the plainest request.
     """
     _check(load, data)
+    _check_limit(load, data, report)
     percentiles, names = parse_percentiles(report.metric_percentiles), parse_metrics(report.percentile_metrics)
     bounds = parse_goodput(report.goodput)
     _allow_many_connections()
     found, records = asyncio.run(_drive(load, data))
     metrics = measure(records, percentiles, bounds)
-    print(render(load, metrics, names, found.note))
+    section, limit = _limit(load, report, metrics, records)
+    print(render(load, metrics, names, found.note, section))
     if report.save_result:
-        save_json(report.save_result, result_json(load, data, metrics, names, records, found))
+        save_json(report.save_result, result_json(load, data, metrics, names, records, found) | limit)
     return 0 if metrics.failed == 0 else 1
 
 
@@ -76,6 +70,31 @@ def _check(load: LoadOptions, data: DatasetOptions) -> None:
         raise ConfigError(f"--random-range-ratio must be in [0, 1); got {data.random_range_ratio:g}.")
     if (data.dataset_path is None) is (data.dataset_name == "sharegpt"):
         raise ConfigError("--dataset-path goes with --dataset-name sharegpt, and is needed there.")
+
+
+def _check_limit(load: LoadOptions, data: DatasetOptions, report: ReportOptions) -> None:
+    """The least time is that of a machine that is never without work and computes every prompt."""
+    if report.limit_model is None:
+        return
+    if load.request_rate != float("inf"):
+        raise ConfigError("--limit-model goes without --request-rate: a server that waits for requests is not at its limit.")
+    if data.dataset_name == "prefix_repetition":
+        raise ConfigError("--limit-model does not go with prefix_repetition: the limit knows no shared prefixes.")
+
+
+def _limit(
+    load: LoadOptions, report: ReportOptions, metrics: RunMetrics, records: Sequence[Record]
+) -> tuple[list[tuple[str, list[Row]]], dict[str, Any]]:
+    """The report's section and the result file's entry on the share of this machine's limit."""
+    if report.limit_model is None:
+        return [("Share of the limit", [("Not asked for:", "say --limit-model")])], {"limit": None}
+    if metrics.failed:
+        return [("Share of the limit", [("Not known:", "requests failed")])], {"limit": None}
+    from octavo.bench.yardstick import limit_json, limit_section, yardstick
+
+    known = yardstick({"model": report.limit_model, "max_num_seqs": load.max_concurrency or len(records)})
+    least = known.least([(record.num_prompt, record.num_output) for record in records])
+    return limit_section(known, least, metrics.duration), limit_json(known, least, metrics.duration)
 
 
 def _allow_many_connections() -> None:
@@ -178,89 +197,3 @@ class _Progress:
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
-
-
-def render(load: LoadOptions, metrics: RunMetrics, names: Sequence[str], note: str) -> str:
-    """The report for the terminal."""
-    rows: list[tuple[str, float | int | str]] = [
-        ("Successful requests:", metrics.completed),
-        ("Failed requests:", metrics.failed),
-        ("Benchmark duration (s):", metrics.duration),
-        ("Total input tokens:", metrics.prompt_tokens),
-        ("Total generated tokens:", metrics.output_tokens),
-        ("Request throughput (req/s):", metrics.request_throughput),
-    ]
-    if load.request_rate != float("inf"):
-        rows.insert(2, ("Request rate configured (req/s):", load.request_rate))
-    if load.max_concurrency:
-        rows.insert(2, ("Maximum request concurrency:", load.max_concurrency))
-    if metrics.goodput is not None:
-        rows.append(("Request goodput (req/s):", metrics.goodput))
-    rows += [
-        ("Output token throughput (tok/s):", metrics.output_throughput),
-        ("Total token throughput (tok/s):", metrics.total_throughput),
-    ]
-    sections: list[tuple[str, list[tuple[str, float | int | str]]]] = [("", rows)]
-    present = [(name, summary) for name in names if (summary := metrics.latencies[name]) is not None]
-    sections += [(METRICS[name], list(latency_rows(name, summary))) for name, summary in present]
-    return "\n".join([table("Serving Benchmark Result", sections), *_notes(load, metrics, note)])
-
-
-def _notes(load: LoadOptions, metrics: RunMetrics, note: str) -> list[str]:
-    lines = [line("Tokens counted by:", metrics.counted_by)]
-    if load.endpoint == CHAT or note != "token ids":
-        note += "; the input tokens above are the server's count" if metrics.counted_by == "usage" else ""
-    lines.append(line("Prompts sent as:", note))
-    if metrics.bundled > 1.05:
-        lines.append(f"note: the server sent {metrics.bundled:.1f} tokens a chunk on average; ITL is the gap between chunks.")
-    for message, number in metrics.errors.items():
-        lines.append(f"failed: {number} x {message}")
-    return lines
-
-
-def result_json(
-    load: LoadOptions, data: DatasetOptions, metrics: RunMetrics, names: Sequence[str], records: Sequence[Record], found: Probe
-) -> dict[str, Any]:
-    """The result file; names are vLLM's where it has them."""
-    result: dict[str, Any] = {
-        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "base_url": load.base_url,
-        "endpoint": load.endpoint,
-        "model_id": found.target.model,
-        "dataset_name": data.dataset_name,
-        "prompts_sent_as": found.note,
-        "num_prompts": load.num_prompts,
-        "request_rate": "inf" if load.request_rate == float("inf") else load.request_rate,
-        "burstiness": load.burstiness,
-        "max_concurrency": load.max_concurrency,
-        "seed": load.seed,
-        "duration": metrics.duration,
-        "completed": metrics.completed,
-        "failed": metrics.failed,
-        "errors": metrics.errors,
-        "tokens_counted_by": metrics.counted_by,
-        "total_input_tokens": metrics.prompt_tokens,
-        "total_output_tokens": metrics.output_tokens,
-        "request_throughput": metrics.request_throughput,
-        "request_goodput": metrics.goodput,
-        "output_throughput": metrics.output_throughput,
-        "total_token_throughput": metrics.total_throughput,
-    }
-    for name in names:
-        if (summary := metrics.latencies[name]) is not None:
-            result |= latency_json(name, summary)
-    first = min((record.sent for record in records), default=0.0)
-    result["requests"] = [_record_json(record, first) for record in records]
-    return result
-
-
-def _record_json(record: Record, first: float) -> dict[str, Any]:
-    if record.error is not None:
-        return {"sent": record.sent - first, "error": record.error}
-    return {
-        "sent": record.sent - first,
-        "ttft": record.ttft,
-        "e2el": record.e2el,
-        "input_tokens": record.num_prompt,
-        "output_tokens": record.num_output,
-    }

@@ -73,7 +73,7 @@ def _generate_one(options: EngineOptions, prompt: str, given: dict[str, Any], *,
         reason = model.complete(text, given, write, raw=verbatim)
     print("" if stream else "".join(parts))
     if reason == "length":
-        print(f"octavo: the answer reached --max-tokens ({given['max_tokens']}) or the end of the context", file=sys.stderr)
+        print("octavo: the answer reached --max-tokens or the end of the context", file=sys.stderr)
     return 0
 
 

@@ -11,7 +11,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +19,7 @@ from octavo.config import EngineOptions
 from octavo.errors import EngineDeadError
 from octavo.frontend.client import EngineClient
 from octavo.frontend.outputs import RequestOutput
+from octavo.frontend.served_model import ServedModel
 from octavo.sampling_params import SamplingParams
 
 Message = dict[str, str]
@@ -67,7 +67,7 @@ class LocalModel:
         template = self._model.chat_template
         if template is None:
             return "\n".join(message["content"] for message in messages)
-        return str(template.render(list(messages), add_generation_prompt=True))
+        return template.render(messages, add_generation_prompt=True)
 
     def answer(self, messages: Sequence[Message], given: dict[str, Any], write: Callable[[str], None]) -> str:
         """Answer a conversation, passing the text on as it comes.
@@ -103,24 +103,37 @@ class LocalModel:
         return self._model.chat_template is not None
 
     @property
-    def _model(self) -> Any:
+    def _model(self) -> ServedModel:
         model = self._client.model
         assert model is not None, "the model is read once the client is ready"
         return model
 
     def _params(self, given: dict[str, Any]) -> SamplingParams:
-        return SamplingParams(**(self._model.sampling_defaults | given))
+        """The given fields over the model's defaults over "what the context leaves", which no flag has to know."""
+        return SamplingParams(**({"max_tokens": None} | self._model.sampling_defaults | given))
 
     async def _load(self) -> None:
         await self._client.start()
-        ready = asyncio.ensure_future(self._client.wait_ready())
-        with ExitStack() as stack:
-            show = _loading_bar(stack) if sys.stderr.isatty() else None
-            while not ready.done():
-                if show is not None:
-                    show(self._client.phase, self._client.progress)
-                await asyncio.wait({ready}, timeout=_POLL_SECONDS)
-        await ready
+        showing = asyncio.create_task(self._show_progress()) if sys.stderr.isatty() else None
+        try:
+            await self._client.wait_ready()
+        finally:
+            if showing is not None:
+                showing.cancel()
+                await asyncio.wait({showing})
+
+    async def _show_progress(self) -> None:
+        """A bar on standard error for as long as the task runs."""
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+        columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("starting", total=None)
+            while True:
+                progress = self._client.progress
+                bar.update(task, description=self._client.phase, total=1.0 if progress >= 0.0 else None, completed=max(0.0, progress))
+                await asyncio.sleep(_POLL_SECONDS)
 
     async def _complete(self, prompt: str, params: SamplingParams, write: Callable[[str], None], raw: bool) -> str:
         stream = await self._client.submit(prompt, params, add_special_tokens=raw)
@@ -164,17 +177,3 @@ def _checked(reason: str) -> str:
     if reason not in ("stop", "length"):
         raise EngineDeadError("The engine failed before the answer was whole.")
     return reason
-
-
-def _loading_bar(stack: ExitStack) -> Callable[[str, float], None]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
-    bar = stack.enter_context(Progress(*columns, console=Console(stderr=True), transient=True))
-    task = bar.add_task("starting", total=None)
-
-    def show(phase: str, progress: float) -> None:
-        bar.update(task, description=phase, total=1.0 if progress >= 0.0 else None, completed=max(0.0, progress))
-
-    return show

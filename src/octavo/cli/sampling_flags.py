@@ -16,7 +16,7 @@ from octavo.sampling_params import SamplingParams
 class SamplingFlags:
     """How tokens are chosen; what is left out is the model's own default (its generation config)."""
 
-    max_tokens: int = option(1024, "most tokens of an answer")
+    max_tokens: int | None = option(None, "most tokens of an answer; what the context leaves when omitted", kind=int)
     temperature: float | None = option(None, "0 always takes the likeliest token", kind=float)
     top_p: float | None = option(None, "choose among the likeliest tokens that make up this probability", kind=float)
     top_k: int | None = option(None, "choose among that many likeliest tokens", kind=int)

@@ -156,8 +156,7 @@ def _add_tokens(backend: Backend, directory: Path, config: dict[str, Any], named
         for text, token_id in _read_object(directory / "added_tokens.json").items():
             is_special = text in extra or text in named.values()
             listed[int(token_id)] = AddedToken(text, special=is_special, normalized=not is_special)
-    known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    backend.add_tokens([token for _, token in sorted(listed.items()) if token.content not in known])
+    backend.add_tokens([listed[token_id] for token_id in sorted(listed)])
     marked = dict(extra)
     for text in named.values():
         marked.setdefault(text, AddedToken(text, special=True, normalized=False))

@@ -50,8 +50,8 @@ class Runner:
         dtype: torch.dtype = getattr(torch, plan.dtype)
         self.ops = select_ops(self.torch_device, dtype)
         weights = open_weights(files, config, options.model.load_format)
-        with torch.inference_mode():
-            self.model = build_model(config, weights, self.ops, plan.max_model_len, lambda fraction: progress("loading", fraction))
+        # Not under inference mode: loaders fill tensors from threads of their own, where that mode would not hold.
+        self.model = build_model(config, weights, self.ops, plan.max_model_len, lambda fraction: progress("loading", fraction))
         self.pool = device.allocate_pool(plan.num_blocks, plan.block_bytes)
         self.kv = kv_layers(self.pool, config, plan.block_size, getattr(torch, plan.kv_dtype))
         self.inputs = InputBatch(plan.max_num_seqs, plan.max_model_len, plan.block_size, config.vocab_size, self.torch_device)

@@ -163,6 +163,9 @@ def _block_sums(weights: torch.Tensor) -> torch.Tensor:
     return weights.view(weights.shape[0], -1, _BLOCK).sum(dim=2, dtype=torch.float64)
 
 
-def _target(draw: Draw, total: float) -> float:
-    """The whole number in [0, total) that a draw looks up; the token is the first whose cumulative weight exceeds it."""
-    return min(math.floor(draw.uniform * total), total - 1.0)
+def _target(draw: Draw, total: float) -> int:
+    """The whole number in [0, total) that a draw looks up; the token is the first whose cumulative weight exceeds it.
+
+    The rounded product stays below ``total``: the largest ``uniform``, 1 - 2**-53, takes off at least half the gap to the float before.
+    """
+    return math.floor(draw.uniform * total)

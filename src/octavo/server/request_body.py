@@ -94,9 +94,9 @@ def _explain(error: ValidationError, body: bytes) -> InvalidRequestError:
     # The alternatives of a union each report; the deepest place is the alternative that came nearest.
     top = places[0][0]
     deepest = max((place for place in places if place[0] == top), key=len)
-    reasons = dict.fromkeys(_reason(detail) for detail, place in zip(details, places, strict=True) if place == deepest)
+    found = [detail for detail, place in zip(details, places, strict=True) if place == deepest]
     field = _spell(deepest)
-    return InvalidRequestError(f"`{field}` {' or '.join(reasons)}.", field, "invalid_type")
+    return InvalidRequestError(f"`{field}` {_reason(found)}.", field, "invalid_type")
 
 
 def _place(raw: dict[str, Any], detail: ErrorDetails) -> tuple[str | int, ...]:
@@ -115,15 +115,16 @@ def _place(raw: dict[str, Any], detail: ErrorDetails) -> tuple[str | int, ...]:
     return tuple(place)
 
 
-def _reason(detail: ErrorDetails) -> str:
-    kind = detail["type"]
-    if kind == "missing":
+def _reason(details: list[ErrorDetails]) -> str:
+    """What is wrong at one place; several types are alternatives."""
+    kinds = dict.fromkeys(_WORDS[detail["type"]] for detail in details if detail["type"] in _WORDS)
+    if kinds:
+        return f"must be {' or '.join(kinds)}"
+    if details[0]["type"] == "missing":
         return "is required"
-    if kind == "extra_forbidden":
+    if details[0]["type"] == "extra_forbidden":
         return "is an unknown field"
-    if kind in _WORDS:
-        return f"must be {_WORDS[kind]}"
-    return detail["msg"].replace("Input should", "must").replace("List should", "must")
+    return details[0]["msg"].replace("Input should", "must").replace("List should", "must")
 
 
 def _spell(place: tuple[str | int, ...]) -> str:

@@ -8,8 +8,9 @@ import pytest
 
 from octavo.bench import offline
 from octavo.bench.limits import Limits
-from octavo.bench.offline import Yardstick, latency, throughput
+from octavo.bench.offline import latency, throughput
 from octavo.bench.options import LatencyOptions, ThroughputOptions
+from octavo.bench.yardstick import Yardstick
 from octavo.config import engine_options
 from octavo.errors import ConfigError, OctavoError
 from octavo.models.config import ModelConfig, RotaryConfig

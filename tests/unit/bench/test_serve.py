@@ -5,11 +5,14 @@ import itertools
 import json
 import threading
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 from aiohttp import web
 
+from octavo.bench import yardstick
 from octavo.bench.client import read_event
+from octavo.bench.limits import Limits
 from octavo.bench.options import DatasetOptions, LoadOptions, ReportOptions
 from octavo.bench.serve import arrivals, run
 from octavo.errors import ConfigError, OctavoError
@@ -159,12 +162,12 @@ def start():
         server.stop()
 
 
-def bench(url, tmp_path, *, data=None, goodput=(), **load):
+def bench(url, tmp_path, *, data=None, goodput=(), limit_model=None, **load):
     """Run; returns (exit code, result file)."""
     options = LoadOptions(base_url=url, **({"num_prompts": 6} | load))
     path = tmp_path / "result.json"
     data = data or DatasetOptions(random_input_len=20, random_output_len=4)
-    code = run(options, data, ReportOptions(save_result=str(path), goodput=list(goodput)))
+    code = run(options, data, ReportOptions(save_result=str(path), goodput=list(goodput), limit_model=limit_model))
     return code, json.loads(path.read_text())
 
 
@@ -295,6 +298,50 @@ def test_sharegpt_and_prefix_repetition_run(start, tmp_path):
     code, result = bench(url, tmp_path, data=data)
     assert (code, result["total_input_tokens"]) == (0, 6 * 15)
     assert len({tuple(body["prompt"][:12]) for _, body, _ in behaviour.requests}) == 2
+
+
+@pytest.fixture
+def made_up_limit(monkeypatch):
+    """A machine and a model that take a second for the whole workload; returns what they were asked."""
+    asked = []
+
+    def least(lengths):
+        asked.append(lengths)
+        return 1.0
+
+    def known(engine):
+        asked.append(engine)
+        return SimpleNamespace(least=least, limits=Limits(2, 30.0, 100.0, 200.0, None), dtype="float32")
+
+    monkeypatch.setattr(yardstick, "yardstick", known)
+    return asked
+
+
+def test_the_share_of_the_limit_is_that_of_the_servers_own_counts(start, tmp_path, capsys, made_up_limit):
+    url, _ = start()
+    _, result = bench(url, tmp_path, limit_model="some/model", max_concurrency=3)
+    assert made_up_limit == [{"model": "some/model", "max_num_seqs": 3}, [(20, 4)] * 6]
+    assert result["limit"]["share"] == pytest.approx(1.0 / result["duration"])
+    assert "Share of the limit (%):" in capsys.readouterr().out
+
+
+def test_a_run_with_failures_has_no_share(start, tmp_path, capsys, made_up_limit):
+    url, _ = start(fail_every=3)
+    _, result = bench(url, tmp_path, limit_model="some/model")
+    assert result["limit"] is None and made_up_limit == []
+    assert "requests failed" in capsys.readouterr().out
+
+
+def test_a_share_that_was_not_asked_for_is_said(start, tmp_path, capsys):
+    url, _ = start()
+    bench(url, tmp_path)
+    assert "--limit-model" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("load", "data"), [({"request_rate": 5.0}, {}), ({}, {"dataset_name": "prefix_repetition"})])
+def test_a_share_that_would_mean_nothing_is_refused(load, data):
+    with pytest.raises(ConfigError, match="--limit-model"):
+        run(LoadOptions(**load), DatasetOptions(**data), ReportOptions(limit_model="some/model"))
 
 
 def test_no_server_is_one_clear_error(tmp_path):

@@ -61,6 +61,9 @@ class FakeClient:
         pass
 
     async def wait_ready(self):
+        if self.failure == "interrupt":
+            signal.raise_signal(signal.SIGINT)
+            await asyncio.sleep(60)
         if self.failure is not None:
             raise self.failure
 
@@ -91,6 +94,7 @@ def test_an_answer_streams_and_says_why_it_ended():
     prompt, params, special = FakeClient.last.asked[0]
     assert (prompt, special) == ("a b go", False)
     assert (params.temperature, params.top_p) == (0.0, 0.9)  # the given one, and the model's default
+    assert params.max_tokens is None
     assert FakeClient.last.streams[0].closed and FakeClient.last.stopped
 
 
@@ -135,3 +139,10 @@ def test_a_model_that_does_not_load_is_told_and_cleaned_up(monkeypatch):
     with pytest.raises(ModelLoadError, match="broken"):
         LocalModel(EngineOptions())
     assert FakeClient.last.stopped
+
+
+def test_ctrl_c_while_the_model_loads_is_clean(monkeypatch, caplog):
+    monkeypatch.setattr(FakeClient, "failure", "interrupt")
+    with pytest.raises(KeyboardInterrupt):
+        LocalModel(EngineOptions())
+    assert FakeClient.last.stopped and caplog.records == []

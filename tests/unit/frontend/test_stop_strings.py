@@ -183,6 +183,12 @@ def test_no_stop_string_counts_within_the_first_min_tokens(min_tokens: int, text
     assert "".join(delta.text for delta in run(list(b"aaa.a"), [2], stop=["a"], min_tokens=min_tokens)) == text
 
 
+def test_a_broken_character_at_the_end_may_be_a_stop_string_after_min_tokens() -> None:
+    broken = list("😀".encode()[:2])
+    assert run(broken, [], stop=["\ufffd"]) == [TextDelta("", 2, "\ufffd")]
+    assert run(broken, [], stop=["\ufffd"], min_tokens=2) == [TextDelta("\ufffd", 2)]
+
+
 def test_nothing_follows_the_end() -> None:
     text = SequenceText(TOKENIZER, SamplingParams(stop=["x"]), [])
     assert text.push(list(b"ax")).stop == "x"

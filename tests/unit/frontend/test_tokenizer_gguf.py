@@ -166,6 +166,15 @@ def test_numbers_are_cut_as_the_name_says(tmp_path: Path) -> None:
     assert cut("llama-bpe") == ["123", "45", "Ġx"]
 
 
+@pytest.mark.parametrize(("pre", "whole"), [("llama-bpe", True), ("tekken", True), ("gpt-2", False)])
+def test_a_word_that_is_a_token_stays_whole_without_merges_where_the_family_says_so(tmp_path: Path, pre: str, whole: bool) -> None:
+    fields = byte_level_fields(byte_level("gpt-2"), pre)
+    fields["tokens"].append("Ġzyzzyva")
+    fields["token_type"].append(1)
+    ours = load(write_gguf(tmp_path / "t.gguf", **fields))
+    assert (len(fields["tokens"]) - 1 in ours.encode("a zyzzyva b")) is whole
+
+
 def test_an_unknown_pre_tokenizer_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "t.gguf", **byte_level_fields(byte_level("gpt-2"), "from-the-future"))
     with pytest.raises(UnsupportedModelError, match=r"'from-the-future'.*llama-bpe.*qwen2"):

@@ -169,6 +169,19 @@ def test_the_ends_of_the_random_numbers_draw_the_ends_of_the_order(options: dict
     assert draw(logits, LAST, **options) == 502
 
 
+@pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"top_p": 0.5}], ids=str)
+def test_a_random_number_on_a_border_draws_the_token_after_it(options: dict[str, Any]) -> None:
+    """Four equal logits are quarters exactly; top_p = 0.5 is reached, not passed, by two of them."""
+    kept = 2 if options else 4
+    assert [draw(torch.zeros(4), step / kept, **options) for step in range(kept)] == list(range(kept))
+    assert draw(torch.zeros(4), LAST, **options) == kept - 1
+
+
+def test_the_last_random_number_looks_up_the_last_weight_of_any_total() -> None:
+    totals = [1, 2, 3, 2**52, 2**52 + 1, 2**53 - 1, *(2**bits - 1 for bits in range(1, 53)), *(2**bits + 1 for bits in range(1, 52))]
+    assert [filters._target(Draw(0, LAST, 1.0), float(total)) for total in totals] == [total - 1 for total in totals]
+
+
 @pytest.mark.parametrize("temperature", [5e-324, 1e-40, 1e-6])
 @pytest.mark.parametrize("options", FILTERS, ids=str)
 def test_a_tiny_temperature_takes_the_most_likely_token(temperature: float, options: dict[str, Any]) -> None:
