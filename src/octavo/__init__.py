@@ -30,6 +30,10 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         import importlib
 
+        if name == "LLM":  # computes in this process; torch is loaded with it
+            from octavo import env
+
+            env.limit_openmp_spinning()
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'octavo' has no attribute {name!r}")
 

@@ -75,7 +75,7 @@ def test_a_wrong_field_is_named(server: Server, change: dict[str, Any], param: s
     answer = httpx.post(f"{server.url}/v1/completions", json=COMPLETION | change, timeout=60)
     assert answer.status_code == 400, answer.text
     error = error_of(answer)
-    assert error["param"] == param, error
+    assert error["param"].split(".")[0] == param, error
     still_right(server)
 
 
@@ -85,7 +85,7 @@ def test_a_wrong_field_is_named(server: Server, change: dict[str, Any], param: s
         (b"{", "JSON"),
         (b"", "JSON"),
         (b"[1, 2]", "object"),
-        (b'{"prompt": "x", "temperature": NaN}', "NaN"),
+        (b'{"prompt": "x", "temperature": NaN}', "finite"),
         (b'{"prompt": "x", "temperature": 1e999}', "temperature"),
         (b'{"prompt": "\\ud800"}', "surrogate"),
         (b"\xff\xfe{}", "UTF-8"),
@@ -158,7 +158,11 @@ def tiny_checkpoint(folder: Path) -> Path:
 
 def test_a_safetensors_with_a_lying_header_is_refused(tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path)
-    tokenizer = {"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": {f"t{i}": i for i in range(64)}, "unk_token": "t0"}}
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [],
+        "model": {"type": "WordLevel", "vocab": {f"t{i}": i for i in range(64)}, "unk_token": "t0"},
+    }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     file = folder / "model.safetensors"
     raw = file.read_bytes()

@@ -9,11 +9,27 @@ from octavo import LLM, SamplingParams
 from octavo.models.hub import resolve
 
 PROMPTS = [
-    "The capital of France is", "Water boils at", "def quicksort(items):\n    ", "In 1969, humans first", "The chemical symbol for gold is",
-    "My favourite recipe starts with", "Once upon a time, in a small village", "The derivative of x squared is", "SELECT name FROM users WHERE",
-    "The opposite of hot is", "Shakespeare wrote", "To reset a password,", "A haiku about rain:\n", "The speed of light is about",
-    "Photosynthesis is the process", "El perro y el gato", "1, 1, 2, 3, 5, 8,", "Dear hiring manager,", "The mitochondria is", "Paris, London, Rome,",
-]  # fmt: skip
+    "The capital of France is",
+    "Water boils at",
+    "def quicksort(items):\n    ",
+    "In 1969, humans first",
+    "The chemical symbol for gold is",
+    "My favourite recipe starts with",
+    "Once upon a time, in a small village",
+    "The derivative of x squared is",
+    "SELECT name FROM users WHERE",
+    "The opposite of hot is",
+    "Shakespeare wrote",
+    "To reset a password,",
+    "A haiku about rain:\n",
+    "The speed of light is about",
+    "Photosynthesis is the process",
+    "El perro y el gato",
+    "1, 1, 2, 3, 5, 8,",
+    "Dear hiring manager,",
+    "The mitochondria is",
+    "Paris, London, Rome,",
+]
 NEW_TOKENS = 24
 MARGIN = 1e-3
 """Where the best two logits are closer than this, float32 rounding may pick either."""

@@ -25,7 +25,7 @@ def tight_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def requests() -> list[tuple[str, int]]:
     rng = random.Random(3)
-    words = "river stone cloud bread light paper north seven green music".split()
+    words = ["river", "stone", "cloud", "bread", "light", "paper", "north", "seven", "green", "music"]
     return [
         (f"Story {i}: " + " ".join(rng.choice(words) for _ in range(rng.randrange(2, 120))), rng.randrange(4, 40)) for i in range(PROMPTS)
     ]
@@ -34,7 +34,12 @@ def requests() -> list[tuple[str, int]]:
 async def stream_one(client: openai.AsyncOpenAI, prompt: str, new: int, leave_after: int | None) -> str | None:
     """The streamed text, or None where the client left midway."""
     stream = await client.completions.create(
-        model=(await client.models.list()).data[0].id, prompt=prompt, max_tokens=new, temperature=0, stream=True, extra_body={"ignore_eos": True}
+        model=(await client.models.list()).data[0].id,
+        prompt=prompt,
+        max_tokens=new,
+        temperature=0,
+        stream=True,
+        extra_body={"ignore_eos": True},
     )
     text, chunks = "", 0
     async for chunk in stream:

@@ -13,7 +13,7 @@ from octavo.ops import reference_attention
 from octavo.ops.base import AttentionBatch, AttentionSpec, KVLayer
 from octavo.ops.select import select_ops
 
-HEADS, KV_HEADS, DIM, BLOCK = 6, 2, 16, 8
+HEADS, KV_HEADS, DIM, BLOCK, NUM_BLOCKS = 6, 2, 16, 8, 200
 TOLERANCES = {torch.float32: 3e-6, torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
 # Cached tokens and query rows of each sequence of a step.
 STEPS = {
@@ -42,7 +42,7 @@ KINDS = {
 def filled_pool(batch: AttentionBatch, kv_heads: int, dtype: torch.dtype) -> KVLayer:
     """A layer of a pool of which only the tokens that the sequences have (this step's included) are written."""
     generator = torch.Generator().manual_seed(4)
-    pool = torch.full((64, 3, 2, BLOCK, kv_heads, DIM), torch.nan, dtype=dtype)
+    pool = torch.full((NUM_BLOCKS, 3, 2, BLOCK, kv_heads, DIM), torch.nan, dtype=dtype)
     for table, context in zip(batch.block_tables.tolist(), batch.context_lens_host, strict=True):
         for position in range(context):
             pool[table[position // BLOCK], 1, :, position % BLOCK] = torch.randn(2, kv_heads, DIM, generator=generator).to(dtype)
@@ -50,7 +50,7 @@ def filled_pool(batch: AttentionBatch, kv_heads: int, dtype: torch.dtype) -> KVL
 
 
 def step(cached: list[int], counts: list[int]) -> AttentionBatch:
-    free = list(range(64))
+    free = list(range(NUM_BLOCKS))
     random.Random(9).shuffle(free)
     tables = [[free.pop() for _ in range(-(-(begin + count) // BLOCK))] for begin, count in zip(cached, counts, strict=True)]
     return attention_batch(tables, cached, counts, BLOCK)
@@ -79,8 +79,10 @@ def naive(q: torch.Tensor, batch: AttentionBatch, kv: KVLayer, spec: AttentionSp
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("name", list(STEPS))
 def test_paged_attention(dtype: torch.dtype, kind: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference_attention, "TILE_ROWS", 16)
-    monkeypatch.setattr(reference_attention, "SOFTCAP_TILE_ROWS", 7)
+    """With small runs, tiles and groups, so that short sequences meet all of their edges."""
+    monkeypatch.setattr(reference_attention, "KEY_RUN", 16)
+    monkeypatch.setattr(reference_attention, "_key_multiple", lambda dtype: 4)
+    monkeypatch.setattr(reference_attention, "TILE_ROWS", 7)
     monkeypatch.setattr(reference_attention, "FREE_PADDING", 20)
     spec, batch = KINDS[kind], step(*STEPS[name])
     kv = filled_pool(batch, spec.num_kv_heads, dtype)
@@ -99,10 +101,29 @@ def test_a_cache_of_another_type_is_converted() -> None:
     assert (actual.double() - naive(q, batch, kv, spec)).abs().max().item() < TOLERANCES[torch.bfloat16]
 
 
+def test_default_tiles_over_a_long_context() -> None:
+    """More than one run of keys and several tiles, with the sizes that serve."""
+    for window in (None, 300):
+        spec = AttentionSpec(1, 1, DIM, scale=0.3, window=window)
+        batch = step([420, 300, 430], [1, 70, 70])
+        kv = filled_pool(batch, 1, torch.float32)
+        q = torch.randn(141, 1, DIM, generator=torch.Generator().manual_seed(6))
+        actual = select_ops(torch.device("cpu"), torch.float32).paged_attention(q, batch, kv, spec)
+        assert (actual.double() - naive(q, batch, kv, spec)).abs().max().item() < TOLERANCES[torch.float32]
+
+
+needs_avx512 = pytest.mark.skipif(
+    not torch.backends.cpu.get_cpu_capability().startswith("AVX512"),
+    reason="torch's attention is known to be independent of the batch only in its AVX-512 build",
+)
+
+
+@needs_avx512
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_decoding_row_does_not_depend_on_the_batch(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("window", [None, 30])
+def test_a_decoding_row_does_not_depend_on_the_batch(dtype: torch.dtype, window: int | None) -> None:
     """Bit for bit: alone, padded beside a longer sequence, beside a chunk."""
-    spec, ops = KINDS["full"], select_ops(torch.device("cpu"), dtype)
+    spec, ops = AttentionSpec(HEADS, KV_HEADS, DIM, scale=0.3, window=window), select_ops(torch.device("cpu"), dtype)
     batch = step([35, 90, 0], [1, 1, 20])
     kv = filled_pool(batch, KV_HEADS, dtype)
     q = torch.randn(22, HEADS, DIM, generator=torch.Generator().manual_seed(6)).to(dtype)
@@ -114,11 +135,32 @@ def test_a_decoding_row_does_not_depend_on_the_batch(dtype: torch.dtype) -> None
     assert torch.equal(alone[0], mixed[0])
 
 
+@needs_avx512
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+@pytest.mark.parametrize("window", [None, 70])
+def test_rows_do_not_depend_on_the_cut(dtype: torch.dtype, kv_heads: int, window: int | None) -> None:
+    """Bit for bit: a prompt in one step, in uneven chunks, and one row at a time."""
+    spec, ops = AttentionSpec(HEADS, kv_heads, DIM, scale=0.3, window=window), select_ops(torch.device("cpu"), dtype)
+    whole = step([0], [150])
+    kv = filled_pool(whole, kv_heads, dtype)
+    q = torch.randn(150, HEADS, DIM, generator=torch.Generator().manual_seed(6)).to(dtype)
+    tables, expected = whole.block_tables.tolist(), ops.paged_attention(q, whole, kv, spec)
+    begin = 0
+    for size in (1, 2, 40, 33, 1, 5, 64, 4):
+        rows = q[begin : begin + size]
+        assert torch.equal(
+            ops.paged_attention(rows, attention_batch(tables, [begin], [size], BLOCK), kv, spec), expected[begin : begin + size]
+        )
+        begin += size
+
+
 def test_grouping_bounds_padding_and_workspace() -> None:
-    entries = [(length, row, row) for row, length in enumerate([4000, 10, 3900, 12, 4100, 11, 9])]
-    groups = reference_attention._group_by_length(entries, most_tokens=8200)
-    assert [[entry[0] for entry in group] for group in groups] == [[4100, 4000], [3900], [12, 11, 10, 9]]
-    assert reference_attention._group_by_length(entries[1:2], most_tokens=1) == [entries[1:2]]
-    assert reference_attention._group_by_length([], most_tokens=100) == []
-    short = [(length, row, row) for row, length in enumerate([3, 100, 50])]
-    assert reference_attention._group_by_length(short, most_tokens=1000) == [short]
+    def lengths(spans: list[int], most_tokens: int) -> list[list[int]]:
+        entries = [reference_attention._Span(length, row, row, 0, 0, length) for row, length in enumerate(spans)]
+        return [[span.length for span in group] for group in reference_attention._group_by_length(entries, most_tokens)]
+
+    assert lengths([4000, 10, 3900, 12, 4100, 11, 9], 8200) == [[4100, 4000], [3900], [12, 11, 10, 9]]
+    assert lengths([10], 1) == [[10]]
+    assert lengths([], 100) == []
+    assert lengths([3, 100, 50], 1000) == [[3, 100, 50]]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from paged_steps import PagedModel, load
 from tiny_checkpoints import CONFIGS, LENGTH, oracle_logits, save_checkpoint
+from transformers import PreTrainedModel
 
 from octavo.models.config import ModelConfig
 from octavo.models.decoder import Model
@@ -25,7 +26,8 @@ class Case:
     config: ModelConfig
     sequences: list[list[int]]
     expected: list[torch.Tensor]
-    oracle: object
+    oracle: PreTrainedModel
+    directory: Path
 
     def paged(self) -> PagedModel:
         return PagedModel(self.model, self.config, torch.float32)
@@ -51,7 +53,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     model, config = load(directory, torch.float32, LENGTH)
     draw = random.Random(3)
     sequences = [[draw.randrange(3, config.vocab_size) for _ in range(LENGTH)] for _ in range(3)]
-    return Case(model, config, sequences, [oracle_logits(oracle, tokens) for tokens in sequences], oracle)
+    return Case(model, config, sequences, [oracle_logits(oracle, tokens) for tokens in sequences], oracle, directory)
 
 
 def test_logits_are_not_degenerate(case: Case) -> None:
@@ -100,6 +102,26 @@ def test_mixed_steps_with_other_sequences(case: Case) -> None:
             done[sequence] += step[sequence]
 
 
+@pytest.mark.skipif(
+    not torch.backends.cpu.get_cpu_capability().startswith("AVX512"),
+    reason="torch's CPU kernels are known to be independent of the batch only in their AVX-512 build",
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_bits_do_not_depend_on_the_steps(case: Case, dtype: torch.dtype) -> None:
+    """The same bits for a sequence in one step, in chunks, token by token, and beside others."""
+    model = case.model if dtype == torch.float32 else load(case.directory, dtype, LENGTH)[0]
+    tokens, other = case.sequences[0], case.sequences[1]
+    whole = PagedModel(model, case.config, dtype).step({0: tokens})[0]
+    for cuts in ([5, 1, 17, 2, 40, 31, 1], [50, 47], [90, *[1] * 7]):
+        alone, beside, begin = PagedModel(model, case.config, dtype), PagedModel(model, case.config, dtype), 0
+        for size in cuts:
+            new = tokens[begin : begin + size]
+            expected = whole[begin : begin + size]
+            assert torch.equal(alone.step({0: new})[0], expected)
+            assert torch.equal(beside.step({1: other[begin : begin + size], 0: new, 2: other[begin : begin + 1]})[0], expected)
+            begin += size
+
+
 def test_sixty_four_greedy_tokens(case: Case) -> None:
     """Each token chosen greedily is transformers' choice too, unless its two best are closer than the tolerance."""
     paged, tokens = case.paged(), case.sequences[1][: LENGTH - 64]
@@ -109,7 +131,7 @@ def test_sixty_four_greedy_tokens(case: Case) -> None:
         tokens = [*tokens, chosen]
         if len(tokens) < LENGTH:
             logits = paged.step({0: [chosen]})[0]
-    expected = oracle_logits(case.oracle, tokens)  # type: ignore[arg-type]
+    expected = oracle_logits(case.oracle, tokens)
     best, ids = expected[LENGTH - 65 : -1].topk(2, dim=-1)
     close = (best[:, 0] - best[:, 1]) < TOLERANCE * expected.abs().max()
     chosen_ids = torch.tensor(tokens[-64:])

@@ -20,7 +20,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from octavo import log
+from octavo import env, log
 from octavo.config import EngineOptions
 from octavo.engine.messages import EngineInput, EngineOutput, Failed, Loading, Shutdown
 from octavo.errors import EngineDeadError, OctavoError
@@ -161,6 +161,7 @@ def _serve(start: EngineStart, inbox: zmq.Socket[bytes], outbox: zmq.Socket[byte
     decoder = msgspec.msgpack.Decoder(EngineInput)
     outbox.send(encoder.encode(Loading("loading")))
     # torch comes in here, after the parent has heard that the child lives.
+    env.limit_openmp_spinning()
     from octavo.engine.core import EngineCore
 
     files = ModelFiles(start.model_name, start.model_kind, Path(start.model_path))

@@ -104,23 +104,39 @@ class Ops(ABC):
 
     @abstractmethod
     def embedding(self, token_ids: torch.Tensor, table: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
-        """Rows of ``table`` [V, H] at int64 ``token_ids`` [T], times ``scale`` (rounded to the dtype first): [T, H]."""
+        """Rows of ``table`` [V, H] at int64 ``token_ids`` [T], times ``scale`` (rounded to the dtype first).
+
+        Returns:
+            float32 [T, H], a new tensor: the start of the residual stream.
+        """
 
     @abstractmethod
     def logits(self, x: torch.Tensor, weight: PackedLinear, softcap: float | None = None) -> torch.Tensor:
-        """Vocabulary scores of rows [R, H], capped where ``softcap`` is set: float32 [R, V]."""
+        """Vocabulary scores of rows [R, H], capped where ``softcap`` is set: float32 [R, V], not rounded to the compute type."""
 
     # ---- element-wise ------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, plus_one: bool = False) -> torch.Tensor:
-        """RMSNorm over the last dimension, computed in float32; ``plus_one`` multiplies by 1 + weight."""
+        """RMSNorm over the last dimension of float32 or compute-type rows, computed in float32.
+
+        Args:
+            plus_one: multiply by 1 + weight.
+
+        Returns:
+            x's shape in the compute type.
+        """
 
     @abstractmethod
     def add_rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, plus_one: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """``residual + x`` and its RMSNorm, as (normed, sum). ``residual`` may be overwritten with the sum."""
+        """``residual + x`` and its RMSNorm, as (normed, sum).
+
+        Args:
+            x: [T, H] in the compute type.
+            residual: float32 [T, H]; may be overwritten with the sum.
+        """
 
     @abstractmethod
     def gated_activation(self, gate_up: torch.Tensor, kind: str) -> torch.Tensor:

@@ -8,9 +8,9 @@ plainly. Three choices were measured (2 cores with AMX):
 - Mixed-type arithmetic (bfloat16 times float32) misses torch's vectorised loops: operands are converted first.
 - A step's geometry (positions' cosines, pool rows, masks) is worked out once a step and kept in ``AttentionBatch.plans``.
 
-How far a row's bits depend on the rest of the batch: in float32 not at all in the packed products (a lone row is multiplied as
-two, because oneDNN has another kernel for one); in bfloat16 oneDNN chooses the split of K by the number of rows, which moves
-single elements by one rounding between few (up to 32) and many rows; attention and the element-wise operations work row by row.
+A row's bits must not depend on the rows beside it, on the CPU in float32 and bfloat16. Element-wise operations and norms work row
+by row. oneDNN splits the sums of a product by the number of rows it is given, which ``_exact_product`` works round;
+``reference_attention`` says how attention does it. It is held by tests where torch has its AVX-512 kernels, and not known elsewhere.
 """
 
 from __future__ import annotations
@@ -23,8 +23,12 @@ import torch.nn.functional as F
 from octavo.ops.base import AttentionBatch, AttentionSpec, KVLayer, Ops, PackedLinear
 from octavo.ops.reference_attention import paged_attention, pool_rows, row_view, rows_per_block
 
-PACK_ROWS_HINT = 32
-"""Rows a product is expected to have: what oneDNN's layout is chosen for. 1 and 32 give the same layout in most shapes."""
+EXACT_ROWS = 32
+"""Most rows a bfloat16 product is given at once. Up to here oneDNN sums every row alike (22 shapes tried, 1 and 2 threads); beyond,
+single elements differ by a rounding. Long prompts pay for it: 512 rows at once would take two thirds of the time."""
+
+LONGEST_LONE_SUM = 8192
+"""Longest bfloat16 sum that oneDNN's kernel for a lone row forms as its kernel for several rows does."""
 
 
 class ReferenceOps(Ops):
@@ -48,7 +52,7 @@ class ReferenceOps(Ops):
         out_features, in_features = weight.shape
         weight = weight.to(self.device, self.dtype)
         if self._prepack:
-            weight = torch.ops.mkldnn._reorder_linear_weight(weight, PACK_ROWS_HINT)
+            weight = torch.ops.mkldnn._reorder_linear_weight(weight, EXACT_ROWS)
         if bias is not None:
             bias = bias.to(self.device, self.dtype)
         return PackedLinear((weight, bias), in_features, out_features)
@@ -57,18 +61,22 @@ class ReferenceOps(Ops):
         data, bias = cast("tuple[torch.Tensor, torch.Tensor | None]", weight.data)
         if not self._prepack:
             return F.linear(x, data, bias)
-        if x.shape[0] == 1 and self.dtype == torch.float32:
-            return _onednn_linear(x.expand(2, -1).contiguous(), data, bias)[:1]
-        return _onednn_linear(x, data, bias)
+        return _exact_product(x, data, bias)
 
     def embedding(self, token_ids: torch.Tensor, table: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
         rows = F.embedding(token_ids, table)
-        if scale == 1.0:
-            return rows
-        return rows.mul_(torch.tensor(scale, dtype=rows.dtype).item())
+        if scale != 1.0:
+            rows = rows.mul_(torch.tensor(scale, dtype=rows.dtype).item())
+        return rows.float()
 
     def logits(self, x: torch.Tensor, weight: PackedLinear, softcap: float | None = None) -> torch.Tensor:
-        scores = self.linear(x, weight).float()
+        rounded = self.linear(x, weight)
+        scores = rounded.float()
+        if self._prepack and self.dtype != torch.float32:
+            # oneDNN gives a product only in its inputs' type. A second one, with the first subtracted inside it before it rounds,
+            # gives what the first rounded away.
+            data, bias = cast("tuple[torch.Tensor, torch.Tensor | None]", weight.data)
+            scores.add_(torch.ops.mkldnn._linear_pointwise.binary(x, rounded.neg_(), data, bias, "add"))
         return scores if softcap is None else scores.div_(softcap).tanh_().mul_(softcap)
 
     # ---- element-wise ------------------------------------------------------------------------------------------------
@@ -78,12 +86,12 @@ class ReferenceOps(Ops):
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         inverse = torch.addcmul(self._epsilon(eps), length, length, value=1.0 / x.shape[-1]).rsqrt_()
         weight = weight.float()
-        return (wide * inverse).mul_(weight + 1.0 if plus_one else weight).to(x.dtype)
+        return (wide * inverse).mul_(weight + 1.0 if plus_one else weight).to(self.dtype)
 
     def add_rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, plus_one: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        residual.add_(x)
+        residual.add_(x.float())
         return self.rms_norm(residual, weight, eps, plus_one), residual
 
     def gated_activation(self, gate_up: torch.Tensor, kind: str) -> torch.Tensor:
@@ -139,7 +147,17 @@ def _onednn_packs(dtype: torch.dtype) -> bool:
     return dtype == torch.float32
 
 
-def _onednn_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def _exact_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """The prepacked product, each row summed as if it were given any others: float32 needs no more than two rows, bfloat16 few."""
+    rows, narrow = x.shape[0], x.dtype != torch.float32
+    if rows == 1 and not (narrow and x.shape[1] <= LONGEST_LONE_SUM):
+        return _product(x.expand(2, -1).contiguous(), weight, bias)[:1]
+    if narrow and rows > EXACT_ROWS:
+        return torch.cat([_exact_product(piece, weight, bias) for piece in torch.split(x, EXACT_ROWS)])
+    return _product(x, weight, bias)
+
+
+def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return result
 

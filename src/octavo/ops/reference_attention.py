@@ -1,8 +1,13 @@
 """Paged attention in plain torch: gather each sequence's keys and values from the pool, then dense attention.
 
 Sequences with one query row (decoding) are computed together, padded to a common length; to bound the padding they are grouped
-by length. Sequences with more rows (prompt chunks) are computed one by one, long ones in tiles of rows. Only tokens that a query
-may see are ever gathered: a padded place repeats a token of its own sequence and is masked, so nothing unwritten is read.
+by length. Sequences with more rows (prompt chunks) are computed one by one, in tiles of rows. Only tokens that a query may see
+are ever gathered: a padded place repeats a token of its own sequence and is masked, so nothing unwritten is read.
+
+A row's bits must not depend on the rest of the batch nor on how a prompt is cut. Torch's fused attention walks the keys in runs
+of 512 from the first one given, in vectors within a run, and multiplies in another way where there are few rows. So keys always
+start at a multiple of 512 and end at a multiple of ``_key_multiple``, a tile is one pass of the kernel, and has ``_least_rows``
+rows. With torch's AVX-512 kernels this makes float32 and bfloat16 exact, and tests hold it.
 """
 
 from __future__ import annotations
@@ -20,9 +25,9 @@ WORKSPACE_BYTES = 64 * 2**20
 FREE_PADDING = 512
 """Padded places a group may have whatever its size: about what the calls for one more group cost."""
 
-TILE_ROWS = 256
-SOFTCAP_TILE_ROWS = 64
-"""Query rows of a prompt chunk computed at once; fewer with a softcap, whose float32 scores exist in memory."""
+KEY_RUN = 512
+TILE_ROWS = 32
+"""Keys and query rows that torch's fused attention takes at a time on a CPU."""
 
 
 @dataclass(slots=True)
@@ -30,16 +35,17 @@ class _DecodeGroup:
     """Sequences with one query row each.
 
     Attributes:
-        rows: int64 [S], their rows of the batch; None when they are all of it, in order.
-        slots: int64 [S * length], the pool rows to gather.
-        mask: [S, 1, 1, length] added to the scores; None without padding.
+        size, length: sequences, and places for each one's keys.
+        rows: int64 [size], their rows of the batch; None when they are all of it, in order.
+        slots: int64 [size * length], the pool rows to gather.
+        mask: [size, 1, 1, length] added to the scores.
     """
 
     size: int
     length: int
     rows: torch.Tensor | None
     slots: torch.Tensor
-    mask: torch.Tensor | None
+    mask: torch.Tensor
 
 
 @dataclass(slots=True)
@@ -47,17 +53,26 @@ class _Chunk:
     """One sequence with several query rows.
 
     Attributes:
-        first: its first row of the batch; ``size``: its rows.
-        slots: int64 [visible keys], the pool rows to gather: positions ``start`` up to the last row's.
-        tiles: (rows begin, rows end, keys begin, keys end), counted from ``first`` and ``start``; a single tile when ``causal``.
-        causal: rows and keys are the same tokens and no window cuts: plain causal attention without a mask.
+        slots: int64 [places], the pool rows to gather.
+        tiles: of its rows.
     """
 
-    first: int
-    size: int
     slots: torch.Tensor
-    tiles: list[tuple[int, int, int, int]]
-    causal: bool
+    tiles: list[_Tile]
+
+
+@dataclass(slots=True)
+class _Tile:
+    """Some rows of a chunk.
+
+    Attributes:
+        rows: of the batch; ``keys``: places of the chunk's slots.
+        first_key: position of the first key, counted from the first row's.
+    """
+
+    rows: slice
+    keys: slice
+    first_key: int
 
 
 @dataclass(slots=True)
@@ -65,29 +80,30 @@ class _Plan:
     """A step's attention for one window.
 
     Attributes:
-        band: [tile rows, keys] added to the scores of a tile, aligned at its last row and key: whether a query sees a key depends
-            on how far each is from the tile's end only, so one mask serves all tiles.
+        band: [tile rows, keys] added to the scores of a tile. Whether a row sees a key depends on the distance of their positions
+            only, so one mask serves all tiles; its first column is ``band_start`` positions from a tile's first row.
     """
 
     groups: list[_DecodeGroup]
     chunks: list[_Chunk]
-    band: torch.Tensor | None
+    band: torch.Tensor
+    band_start: int
 
 
 def paged_attention(q: torch.Tensor, batch: AttentionBatch, kv: KVLayer, spec: AttentionSpec) -> torch.Tensor:
     """See ``Ops.paged_attention``."""
-    key = ("attention", spec.window, spec.softcap is None)
+    key = ("attention", spec.window)
     if key not in batch.plans:
         batch.plans[key] = _plan(batch, kv, spec, q.dtype)
     plan: _Plan = batch.plans[key]
-    if len(plan.groups) == 1 and not plan.chunks and plan.groups[0].rows is None:
+    if len(plan.groups) == 1 and plan.groups[0].rows is None:
         return _decode(q, plan.groups[0], kv, spec)
     out = torch.empty_like(q)
     for group in plan.groups:
         assert group.rows is not None
         out.index_copy_(0, group.rows, _decode(q.index_select(0, group.rows), group, kv, spec))
     for chunk in plan.chunks:
-        _attend_chunk(q, out, chunk, plan.band, kv, spec)
+        _attend_chunk(q, out, chunk, plan, kv, spec)
     return out
 
 
@@ -96,38 +112,47 @@ def _decode(q: torch.Tensor, group: _DecodeGroup, kv: KVLayer, spec: AttentionSp
     keys, values = _gather(kv, group.slots, q.dtype)
     shape = (group.size, group.length, spec.num_kv_heads, spec.head_dim)
     grouped = q.view(group.size, spec.num_kv_heads, -1, spec.head_dim)
-    out = _attend(grouped, keys.view(shape).transpose(1, 2), values.view(shape).transpose(1, 2), group.mask, False, spec)
+    out = _attend(grouped, keys.view(shape).transpose(1, 2), values.view(shape).transpose(1, 2), group.mask, spec)
     return out.reshape(q.shape)
 
 
-def _attend_chunk(q: torch.Tensor, out: torch.Tensor, chunk: _Chunk, band: torch.Tensor | None, kv: KVLayer, spec: AttentionSpec) -> None:
+def _attend_chunk(q: torch.Tensor, out: torch.Tensor, chunk: _Chunk, plan: _Plan, kv: KVLayer, spec: AttentionSpec) -> None:
     """One sequence's rows, written to its rows of ``out`` [T, Hq, D]."""
     shape = (1, -1, spec.num_kv_heads, spec.head_dim)
     keys, values = (gathered.view(shape).transpose(1, 2) for gathered in _gather(kv, chunk.slots, q.dtype))
-    for begin, end, first_key, last_key in chunk.tiles:
-        rows = slice(chunk.first + begin, chunk.first + end)
-        mask = None
-        if not chunk.causal:
-            assert band is not None
-            mask = band[band.shape[0] - (end - begin) :, band.shape[1] - (last_key - first_key) :]
-        queries = q[rows].transpose(0, 1).unsqueeze(0)
-        tile = _attend(queries, keys[:, :, first_key:last_key], values[:, :, first_key:last_key], mask, chunk.causal, spec)
-        out[rows] = tile.squeeze(0).transpose(0, 1)
+    for tile in chunk.tiles:
+        queries = q[tile.rows].transpose(0, 1).unsqueeze(0)
+        column = tile.first_key - plan.band_start
+        mask = plan.band[: queries.shape[2], column : column + tile.keys.stop - tile.keys.start]
+        attended = _attend(queries, keys[:, :, tile.keys], values[:, :, tile.keys], mask, spec)
+        out[tile.rows] = attended.squeeze(0).transpose(0, 1)
 
 
-def _attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, causal: bool, spec: AttentionSpec
-) -> torch.Tensor:
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
     """Dense attention of [B, heads, rows, D] over [B, Hk, keys, D]; a capped one has no fused kernel and is spelled out in float32."""
-    share = q.shape[1] // k.shape[1]
+    share, rows = q.shape[1] // k.shape[1], q.shape[2]
+    if (missing := _least_rows(q) - rows) > 0:
+        q = F.pad(q, (0, 0, 0, missing))
+        mask = mask if mask.shape[-2] == 1 else F.pad(mask, (0, 0, 0, missing))
     if spec.softcap is None:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=spec.scale, enable_gqa=share > 1)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=spec.scale, enable_gqa=share > 1)
+        return out[:, :, :rows]
     if share > 1:
         k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
     scores = torch.matmul(q.float(), k.float().transpose(2, 3)).mul_(spec.scale / spec.softcap).tanh_().mul_(spec.softcap)
-    if mask is not None:
-        scores.add_(mask)
-    return torch.matmul(scores.softmax(dim=-1), v.float()).to(q.dtype)
+    return torch.matmul(scores.add_(mask).softmax(dim=-1), v.float()).to(q.dtype)[:, :, :rows]
+
+
+def _least_rows(q: torch.Tensor) -> int:
+    """Rows below which torch's product on the CPU takes another way (measured: in float32 it grows with the head size)."""
+    if q.device.type != "cpu":
+        return 1
+    return max(4, q.shape[-1] // 16) if q.dtype == torch.float32 else 2
+
+
+def _key_multiple(dtype: torch.dtype) -> int:
+    """Keys are padded to a multiple of this, above which the length does not change the sums (measured)."""
+    return 256 if dtype == torch.float32 else 16
 
 
 # ---- the pool as rows ------------------------------------------------------------------------------------------------
@@ -162,43 +187,70 @@ def _gather(kv: KVLayer, rows: torch.Tensor, dtype: torch.dtype) -> tuple[torch.
 # ---- the plan --------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """The keys a decoding row needs: positions ``first`` to ``end``, in places from ``start`` on.
+
+    Attributes:
+        row, sequence: of the batch.
+        length: places, padding included.
+    """
+
+    length: int
+    row: int
+    sequence: int
+    start: int
+    first: int
+    end: int
+
+
 def _plan(batch: AttentionBatch, kv: KVLayer, spec: AttentionSpec, dtype: torch.dtype) -> _Plan:
     per_block = rows_per_block(kv.keys)
-    tile_rows = TILE_ROWS if spec.softcap is None else SOFTCAP_TILE_ROWS
-    decoding: list[tuple[int, int, int]] = []
+    decoding: list[_Span] = []
     chunks: list[_Chunk] = []
-    first = 0
+    row = 0
     for sequence, (size, context) in enumerate(zip(batch.query_lens, batch.context_lens_host, strict=True)):
         if size == 1:
-            decoding.append((min(context, spec.window or context), first, sequence))
+            first = _first_key(context - 1, spec.window)
+            start = first // KEY_RUN * KEY_RUN
+            decoding.append(_Span(_padded_end(context, dtype) - start, row, sequence, start, first, context))
         else:
-            chunks.append(_plan_chunk(batch, sequence, first, spec, tile_rows, per_block))
-        first += size
+            chunks.append(_plan_chunk(batch, sequence, row, spec.window, per_block, dtype))
+        row += size
     token_bytes = 2 * spec.num_kv_heads * spec.head_dim * dtype.itemsize
     groups = [_plan_group(batch, members, per_block, dtype) for members in _group_by_length(decoding, WORKSPACE_BYTES // token_bytes)]
     if len(groups) == 1 and not chunks:
         groups[0].rows = None
-    return _Plan(groups, chunks, _band(chunks, spec.window, dtype))
+    return _Plan(groups, chunks, *_band([tile for chunk in chunks for tile in chunk.tiles], spec.window, dtype, batch.positions.device))
 
 
-def _group_by_length(sequences: list[tuple[int, int, int]], most_tokens: int) -> list[list[tuple[int, int, int]]]:
-    """Split (length, row, sequence) entries so that little is padded and no group's padded size exceeds ``most_tokens``.
+def _first_key(position: int, window: int | None) -> int:
+    """The first position that a row sees."""
+    return 0 if window is None else max(0, position - window + 1)
+
+
+def _padded_end(end: int, dtype: torch.dtype) -> int:
+    multiple = _key_multiple(dtype)
+    return -(-end // multiple) * multiple
+
+
+def _group_by_length(spans: list[_Span], most_tokens: int) -> list[list[_Span]]:
+    """Split decoding rows so that little is padded and no group's padded size exceeds ``most_tokens``.
 
     One group keeps the batch's order; several are by falling length.
     """
-    if not sequences:
+    if not spans:
         return []
-    longest, total = max(sequences)[0], sum(entry[0] for entry in sequences)
-    if _fits(longest, len(sequences), total, most_tokens):
-        return [sequences]
-    groups: list[list[tuple[int, int, int]]] = []
+    if _fits(max(span.length for span in spans), len(spans), sum(span.length for span in spans), most_tokens):
+        return [spans]
+    groups: list[list[_Span]] = []
     tokens = 0
-    for entry in sorted(sequences, reverse=True):
-        if not groups or not _fits(groups[-1][0][0], len(groups[-1]) + 1, tokens + entry[0], most_tokens):
+    for span in sorted(spans, key=lambda span: span.length, reverse=True):
+        if not groups or not _fits(groups[-1][0].length, len(groups[-1]) + 1, tokens + span.length, most_tokens):
             groups.append([])
             tokens = 0
-        groups[-1].append(entry)
-        tokens += entry[0]
+        groups[-1].append(span)
+        tokens += span.length
     return groups
 
 
@@ -208,52 +260,49 @@ def _fits(longest: int, count: int, tokens: int, most_tokens: int) -> bool:
     return count == 1 or (padded <= most_tokens and padded - tokens <= FREE_PADDING + tokens // 8)
 
 
-def _plan_group(batch: AttentionBatch, members: list[tuple[int, int, int]], per_block: int, dtype: torch.dtype) -> _DecodeGroup:
-    lengths, rows, sequences = zip(*members, strict=True)
-    device = batch.block_tables.device
-    ends = torch.tensor([batch.context_lens_host[sequence] for sequence in sequences], device=device).unsqueeze(1)
-    starts = ends - torch.tensor(lengths, device=device).unsqueeze(1)
-    length = max(lengths)
-    positions = starts + torch.arange(length, device=device)
-    mask = None
-    if min(lengths) < length:
-        hidden = positions >= ends
-        positions = torch.where(hidden, starts, positions)
-        mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)[:, None, None]
-    tables = batch.block_tables.index_select(0, torch.tensor(sequences, device=device)).long()
-    blocks = tables.gather(1, positions.div(batch.block_size, rounding_mode="floor"))
-    slots = blocks * per_block + positions.remainder(batch.block_size)
-    return _DecodeGroup(len(members), length, torch.tensor(rows, device=device), slots.view(-1), mask)
+def _plan_group(batch: AttentionBatch, spans: list[_Span], per_block: int, dtype: torch.dtype) -> _DecodeGroup:
+    device = batch.positions.device
+    length = max(span.length for span in spans)
+    fields = torch.tensor([(span.start, span.first, span.end, span.row, span.sequence) for span in spans], device=device)
+    start, first, end, rows, sequences = fields.unbind(1)
+    first, end = first.unsqueeze(1), end.unsqueeze(1)
+    places = start.unsqueeze(1) + torch.arange(length, device=device)
+    hidden = (places < first) | (places >= end)
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)[:, None, None]
+    tables = batch.block_tables.index_select(0, sequences).long()
+    slots = _pool_rows_at(tables, torch.where(hidden, first, places), batch.block_size, per_block)
+    return _DecodeGroup(len(spans), length, rows, slots.view(-1), mask)
 
 
-def _plan_chunk(batch: AttentionBatch, sequence: int, first: int, spec: AttentionSpec, tile_rows: int, per_block: int) -> _Chunk:
+def _plan_chunk(batch: AttentionBatch, sequence: int, row: int, window: int | None, per_block: int, dtype: torch.dtype) -> _Chunk:
     size, context = batch.query_lens[sequence], batch.context_lens_host[sequence]
-    cached, window = context - size, spec.window or context
-    start = max(0, cached + 1 - window)
-    positions = torch.arange(start, context, device=batch.block_tables.device)
-    blocks = batch.block_tables[sequence].long().index_select(0, positions.div(batch.block_size, rounding_mode="floor"))
-    slots = blocks * per_block + positions.remainder(batch.block_size)
-    if cached == 0 and window >= context and spec.softcap is None:
-        return _Chunk(first, size, slots, [(0, size, 0, context)], True)
+    cached = context - size
+    first = _first_key(cached, window)
+    start = first // KEY_RUN * KEY_RUN
+    places = torch.arange(start, _padded_end(context, dtype), device=batch.positions.device).clamp_(first, context - 1)
     tiles = []
-    for begin in range(0, size, tile_rows):
-        end = min(begin + tile_rows, size)
-        first_key = max(0, cached + begin + 1 - window)
-        tiles.append((begin, end, first_key - start, cached + end - start))
-    return _Chunk(first, size, slots, tiles, False)
+    for begin in range(0, size, TILE_ROWS):
+        end, position = min(begin + TILE_ROWS, size), cached + begin
+        tile_start = _first_key(position, window) // KEY_RUN * KEY_RUN
+        keys = slice(tile_start - start, _padded_end(cached + end, dtype) - start)
+        tiles.append(_Tile(slice(row + begin, row + end), keys, tile_start - position))
+    table = batch.block_tables[sequence : sequence + 1].long()
+    return _Chunk(_pool_rows_at(table, places.unsqueeze(0), batch.block_size, per_block).view(-1), tiles)
 
 
-def _band(chunks: list[_Chunk], window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
-    """The mask shared by the tiles of all chunks; None where no tile needs one."""
-    tiles = [tile for chunk in chunks if not chunk.causal for tile in chunk.tiles]
-    if not tiles:
-        return None
-    device = chunks[0].slots.device
-    rows = max(end - begin for begin, end, _, _ in tiles)
-    keys = max(last_key - first_key for _, _, first_key, last_key in tiles)
-    row_from_end = torch.arange(rows - 1, -1, -1, device=device).unsqueeze(1)
-    key_from_end = torch.arange(keys - 1, -1, -1, device=device)
-    hidden = key_from_end < row_from_end
+def _pool_rows_at(tables: torch.Tensor, positions: torch.Tensor, block_size: int, per_block: int) -> torch.Tensor:
+    """Pool rows of positions [S, n] under block tables [S, blocks]."""
+    blocks = tables.gather(1, positions.div(block_size, rounding_mode="floor"))
+    return blocks * per_block + positions.remainder(block_size)
+
+
+def _band(tiles: list[_Tile], window: int | None, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, int]:
+    """The mask shared by all tiles, and the position of its first column counted from a tile's first row."""
+    start = min((tile.first_key for tile in tiles), default=0)
+    stop = max((tile.first_key + tile.keys.stop - tile.keys.start for tile in tiles), default=0)
+    rows = torch.arange(max((tile.rows.stop - tile.rows.start for tile in tiles), default=0), device=device).unsqueeze(1)
+    keys = torch.arange(start, stop, device=device)
+    hidden = keys > rows
     if window is not None:
-        hidden |= key_from_end >= row_from_end + window
-    return torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
+        hidden |= keys <= rows - window
+    return torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf), start

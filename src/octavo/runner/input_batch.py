@@ -23,14 +23,13 @@ class StepInputs:
     Attributes:
         token_ids: int64 [T] on the device.
         attention: the step's geometry.
-        sample_rows: rows of [T] whose logits are sampled, in batch order; ``sample_ids``: their sequences.
-        states: the sampling states of those sequences.
+        sample_rows: rows of [T] whose logits are sampled, in batch order.
+        states: the sampling states of those rows' sequences.
     """
 
     token_ids: torch.Tensor
     attention: AttentionBatch
     sample_rows: list[int]
-    sample_ids: list[int]
     states: list[SequenceState]
 
 
@@ -88,7 +87,6 @@ class InputBatch:
             token_ids[begin : begin + entry.num_tokens] = tokens[entry.num_computed : entry.num_computed + entry.num_tokens]
         widest = -(-int(contexts.max()) // self.block_size)
         sampled = [index for index, entry in enumerate(scheduled) if entry.samples]
-        sample_ids = [scheduled[index].seq_id for index in sampled]
         attention = AttentionBatch(
             positions=self._to_device(positions),
             slots=self._to_device(slots),
@@ -103,8 +101,7 @@ class InputBatch:
             token_ids=self._to_device(token_ids),
             attention=attention,
             sample_rows=[int(query_starts[index + 1]) - 1 for index in sampled],
-            sample_ids=sample_ids,
-            states=[self.states[seq_id] for seq_id in sample_ids],
+            states=[self.states[scheduled[index].seq_id] for index in sampled],
         )
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 
 from octavo.batch import Batch, SampledToken, ScheduledSequence, StepResult, TokenLogprobs
 from octavo.config import EngineOptions
+from octavo.errors import InvalidLogitsError
 from octavo.layers.attention import kv_layers
 from octavo.log import get_logger
 from octavo.models.config import ModelConfig
@@ -67,19 +68,32 @@ class Runner:
             return StepResult([])
         step = self.inputs.prepare(batch.scheduled)
         hidden = self.model.forward(step.token_ids, step.attention, self.kv)
-        return StepResult(self._sample(hidden, step), self._prompt_logprobs(hidden, batch.scheduled))
+        sampled, failed = self._sample(hidden, step)
+        return StepResult(sampled, self._prompt_logprobs(hidden, batch.scheduled), failed)
 
-    def _sample(self, hidden: torch.Tensor, step: StepInputs) -> list[SampledToken]:
-        results: list[SampledToken] = []
-        for begin in range(0, len(step.sample_rows), LOGITS_ROWS):
-            end = begin + LOGITS_ROWS
-            rows = torch.tensor(step.sample_rows[begin:end], device=self.torch_device)
-            states = step.states[begin:end]
-            logits = self.model.logits(hidden[rows])
-            for seq_id, state, (token, logprobs) in zip(step.sample_ids[begin:end], states, self.sampler(logits, states), strict=True):
+    def _sample(self, hidden: torch.Tensor, step: StepInputs) -> tuple[list[SampledToken], list[int]]:
+        """Sample the step's rows, a chunk of logits at a time.
+
+        Returns:
+            the tokens, and the ids of sequences whose logits are not numbers: one sequence's damage must not end the others.
+        """
+        sampled: list[SampledToken] = []
+        failed: list[int] = []
+        todo = list(zip(step.sample_rows, step.states, strict=True))
+        while todo:
+            chunk, todo = todo[:LOGITS_ROWS], todo[LOGITS_ROWS:]
+            rows, states = torch.tensor([row for row, _ in chunk], device=self.torch_device), [state for _, state in chunk]
+            try:
+                tokens = self.sampler(self.model.logits(hidden[rows]), states)
+            except InvalidLogitsError as error:
+                logger.error("%s", error)
+                failed += [states[row].seq_id for row in error.rows]
+                todo = [entry for row, entry in enumerate(chunk) if row not in error.rows] + todo
+                continue
+            for state, (token, logprobs) in zip(states, tokens, strict=True):
                 state.append(token)
-                results.append(SampledToken(seq_id, token, logprobs))
-        return results
+                sampled.append(SampledToken(state.seq_id, token, logprobs))
+        return sampled, failed
 
     def _prompt_logprobs(self, hidden: torch.Tensor, scheduled: list[ScheduledSequence]) -> dict[int, list[TokenLogprobs]]:
         results: dict[int, list[TokenLogprobs]] = {}

@@ -254,7 +254,7 @@ class Scheduler:
         """Take in a step's result: advance sequences, append sampled tokens, end those that are complete.
 
         Returns:
-            in batch order, the sequences that got a token.
+            in batch order, the sequences that got a token, and those that failed.
         """
         sampled = {entry.seq_id: entry for entry in result.sampled}
         progress = []
@@ -266,7 +266,10 @@ class Scheduler:
             self._kv.register(sequence)
             if entry.seq_id in result.prompt_logprobs and self._wants_prompt_logprobs(sequence):
                 self._prompt_logprobs.setdefault(entry.seq_id, []).extend(result.prompt_logprobs[entry.seq_id])
-            if entry.samples:
+            if entry.seq_id in result.failed:
+                self._end(sequence, FinishReason.ERROR, None)
+                progress.append(SequenceProgress(sequence, [], None, None))
+            elif entry.samples:
                 progress.append(self._append(sequence, sampled[entry.seq_id]))
         return progress
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -31,6 +32,9 @@ _WORDS = {
     "int_parsing_size": "an integer",
 }
 """Pydantic's error types in the API's words: what the field must be."""
+
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 async def parse(request: Request, model: type[Model], limit: int) -> Model:
@@ -86,7 +90,7 @@ def _explain(error: ValidationError, body: bytes) -> InvalidRequestError:
     details = error.errors(include_url=False, include_input=False)
     if details[0]["type"] == "json_invalid":
         reason = str(details[0].get("ctx", {}).get("error", "")) or "it cannot be parsed"
-        return InvalidRequestError(f"The body is not valid JSON: {reason}.", None, "invalid_json")
+        return InvalidRequestError(f"The body is not valid JSON: {_why_not_json(body, reason)}.", None, "invalid_json")
     raw = json.loads(body)
     if not isinstance(raw, dict):
         return InvalidRequestError("The body must be a JSON object.", None, "invalid_type")
@@ -97,6 +101,17 @@ def _explain(error: ValidationError, body: bytes) -> InvalidRequestError:
     found = [detail for detail, place in zip(details, places, strict=True) if place == deepest]
     field = _spell(deepest)
     return InvalidRequestError(f"`{field}` {_reason(found)}.", field, "invalid_type")
+
+
+def _why_not_json(body: bytes, reason: str) -> str:
+    """The parser's reason, or a plainer one where it speaks of escapes and bytes."""
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        return f"byte {error.start} is not UTF-8"
+    if "hex escape" in reason and _SURROGATE.search(body):
+        return f"it holds a lone surrogate, half of a character ({reason})"
+    return reason
 
 
 def _place(raw: dict[str, Any], detail: ErrorDetails) -> tuple[str | int, ...]:

@@ -34,7 +34,7 @@ def test_a_prompt_chunk_and_a_decode_share_a_step(inputs: InputBatch) -> None:
     assert step.attention.context_lens.tolist() == step.attention.context_lens_host == [5, 3]
     assert step.attention.query_lens == [5, 1]
     assert step.attention.block_tables.tolist() == [[9, 2], [5, 0]]
-    assert (step.sample_rows, step.sample_ids) == ([5], [8])
+    assert step.sample_rows == [5]
     assert [state.seq_id for state in step.states] == [8]
 
 
@@ -54,7 +54,9 @@ def test_later_steps_see_appended_tokens_and_table_changes(inputs: InputBatch) -
 
 def test_a_dropped_sequence_gives_its_place_to_a_new_one_in_the_same_batch(inputs: InputBatch) -> None:
     for seq_id in range(3):
-        inputs.apply(make_batch([], [NewSequence(seq_id, [seq_id], 1, GREEDY, seed=0)], [ScheduledSequence(seq_id, 0, 1, 0, [seq_id], True)]))
+        inputs.apply(
+            make_batch([], [NewSequence(seq_id, [seq_id], 1, GREEDY, seed=0)], [ScheduledSequence(seq_id, 0, 1, 0, [seq_id], True)])
+        )
     scheduled = [ScheduledSequence(9, 0, 1, 0, [7], True), ScheduledSequence(2, 0, 1, 0, [], True)]
     inputs.apply(make_batch([0, 1], [NewSequence(9, [99], 1, GREEDY, seed=0)], scheduled))
     step = inputs.prepare(scheduled)

@@ -74,7 +74,7 @@ def test_a_small_pool_refuses_an_explicit_context() -> None:
 
 
 def test_what_does_not_fit_is_refused_with_the_figures() -> None:
-    with pytest.raises(MemoryPlanError, match="1.00 GiB are free"):
+    with pytest.raises(MemoryPlanError, match=r"1\.00 GiB are free"):
         plan(available=GIB, kv_cache_memory_bytes=GIB)
     with pytest.raises(MemoryPlanError, match=r"weights"):
         plan(available=2**28)
