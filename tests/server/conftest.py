@@ -109,7 +109,7 @@ class FakeClient:
         if self.start_up_error is not None:
             raise self.start_up_error
 
-    async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 (the real client has it so)
+    async def drain(self, timeout: float) -> None:
         self.phase = "draining"
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._nothing_live.wait(), timeout)
@@ -229,7 +229,7 @@ async def running(client: FakeClient, **options: Any) -> AsyncIterator[str]:
     config = uvicorn.Config(app, port=0, log_config=None, lifespan="on", root_path=root_path, timeout_graceful_shutdown=5)
     server = QuietServer(config)
     task = asyncio.create_task(server.serve())
-    while not server.started:  # noqa: ASYNC110 (uvicorn has no event for it)
+    while not server.started:
         await asyncio.sleep(0.005)
     try:
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"

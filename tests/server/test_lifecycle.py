@@ -23,7 +23,7 @@ CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 
 async def until(condition: Any) -> None:
     """Wait until a condition holds; the test's own limit is the suite's."""
-    while not condition():  # noqa: ASYNC110 (any condition, most have no event)
+    while not condition():
         await asyncio.sleep(0.005)
 
 

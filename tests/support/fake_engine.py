@@ -150,7 +150,7 @@ class FakeProcess:
             raise message
         return message
 
-    async def stop(self, timeout: float = 5.0) -> None:  # noqa: ASYNC109  (the real one has it)
+    async def stop(self, timeout: float = 5.0) -> None:
         self.stopped = True
 
 

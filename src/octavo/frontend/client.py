@@ -117,7 +117,7 @@ class EngineClient:
         if self.phase == "draining":
             raise self._not_ready()
 
-    async def drain(self, timeout: float) -> None:  # noqa: ASYNC109  (running out of time is no error here)
+    async def drain(self, timeout: float) -> None:
         """Take no new requests and let the running ones finish.
 
         Args:

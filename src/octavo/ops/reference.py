@@ -9,12 +9,13 @@ plainly. Three choices were measured (2 cores with AMX):
 - A step's geometry (positions' cosines, pool rows, masks) is worked out once a step and kept in ``AttentionBatch.plans``.
 
 A row's bits must not depend on the rows beside it, on the CPU in float32 and bfloat16. Element-wise operations and norms work row
-by row. oneDNN splits the sums of a product by the number of rows it is given, which ``_exact_product`` works round;
+by row. oneDNN splits the sums of a product by the number of rows it is given, which ``_exactly`` works round;
 ``reference_attention`` says how attention does it. It is held by tests where torch has its AVX-512 kernels, and not known elsewhere.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -61,7 +62,7 @@ class ReferenceOps(Ops):
         data, bias = cast("tuple[torch.Tensor, torch.Tensor | None]", weight.data)
         if not self._prepack:
             return F.linear(x, data, bias)
-        return _exact_product(x, data, bias)
+        return _exactly(lambda rows: _product(rows, data, bias), x)
 
     def embedding(self, token_ids: torch.Tensor, table: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
         rows = F.embedding(token_ids, table)
@@ -70,13 +71,8 @@ class ReferenceOps(Ops):
         return rows.float()
 
     def logits(self, x: torch.Tensor, weight: PackedLinear, softcap: float | None = None) -> torch.Tensor:
-        rounded = self.linear(x, weight)
-        scores = rounded.float()
-        if self._prepack and self.dtype != torch.float32:
-            # oneDNN gives a product only in its inputs' type. A second one, with the first subtracted inside it before it rounds,
-            # gives what the first rounded away.
-            data, bias = cast("tuple[torch.Tensor, torch.Tensor | None]", weight.data)
-            scores.add_(torch.ops.mkldnn._linear_pointwise.binary(x, rounded.neg_(), data, bias, "add"))
+        data, bias = cast("tuple[torch.Tensor, torch.Tensor | None]", weight.data)
+        scores = _exactly(lambda rows: _wide_product(rows, data, bias), x) if self._prepack else F.linear(x, data, bias).float()
         return scores if softcap is None else scores.div_(softcap).tanh_().mul_(softcap)
 
     # ---- element-wise ------------------------------------------------------------------------------------------------
@@ -147,19 +143,29 @@ def _onednn_packs(dtype: torch.dtype) -> bool:
     return dtype == torch.float32
 
 
-def _exact_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """The prepacked product, each row summed as if it were given any others: float32 needs no more than two rows, bfloat16 few."""
+def _exactly(product: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """A prepacked product, each row summed as if it were given any others: float32 needs no more than two rows, bfloat16 few."""
     rows, narrow = x.shape[0], x.dtype != torch.float32
     if rows == 1 and not (narrow and x.shape[1] <= LONGEST_LONE_SUM):
-        return _product(x.expand(2, -1).contiguous(), weight, bias)[:1]
+        return product(x.expand(2, -1).contiguous())[:1]
     if narrow and rows > EXACT_ROWS:
-        return torch.cat([_exact_product(piece, weight, bias) for piece in torch.split(x, EXACT_ROWS)])
-    return _product(x, weight, bias)
+        return torch.cat([_exactly(product, piece) for piece in torch.split(x, EXACT_ROWS)])
+    return product(x)
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return result
+
+
+def _wide_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """The prepacked product in float32. oneDNN gives one only in its inputs' type; a second product, with the first subtracted
+    inside it before it rounds, gives what the first rounded away."""
+    rounded = _product(x, weight, bias)
+    wide = rounded.float()
+    if x.dtype == torch.float32:
+        return wide
+    return wide.add_(torch.ops.mkldnn._linear_pointwise.binary(x, rounded.neg_(), weight, bias, "add"))
 
 
 def _cos_sin(batch: AttentionBatch, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

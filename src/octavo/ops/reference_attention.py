@@ -18,16 +18,13 @@ import torch
 import torch.nn.functional as F
 
 from octavo.ops.base import AttentionBatch, AttentionSpec, KVLayer
-
-WORKSPACE_BYTES = 64 * 2**20
-"""What the gathered keys and values of one group of decoding sequences may take (a lone sequence takes what it needs)."""
+from octavo.ops.workspace import ATTENTION_GATHER_BYTES, QUERY_TILE_ROWS
 
 FREE_PADDING = 512
 """Padded places a group may have whatever its size: about what the calls for one more group cost."""
 
 KEY_RUN = 512
-TILE_ROWS = 32
-"""Keys and query rows that torch's fused attention takes at a time on a CPU."""
+"""Keys that torch's fused attention takes at a time on a CPU."""
 
 
 @dataclass(slots=True)
@@ -218,7 +215,9 @@ def _plan(batch: AttentionBatch, kv: KVLayer, spec: AttentionSpec, dtype: torch.
             chunks.append(_plan_chunk(batch, sequence, row, spec.window, per_block, dtype))
         row += size
     token_bytes = 2 * spec.num_kv_heads * spec.head_dim * dtype.itemsize
-    groups = [_plan_group(batch, members, per_block, dtype) for members in _group_by_length(decoding, WORKSPACE_BYTES // token_bytes)]
+    groups = [
+        _plan_group(batch, members, per_block, dtype) for members in _group_by_length(decoding, ATTENTION_GATHER_BYTES // token_bytes)
+    ]
     if len(groups) == 1 and not chunks:
         groups[0].rows = None
     return _Plan(groups, chunks, *_band([tile for chunk in chunks for tile in chunk.tiles], spec.window, dtype, batch.positions.device))
@@ -281,8 +280,8 @@ def _plan_chunk(batch: AttentionBatch, sequence: int, row: int, window: int | No
     start = first // KEY_RUN * KEY_RUN
     places = torch.arange(start, _padded_end(context, dtype), device=batch.positions.device).clamp_(first, context - 1)
     tiles = []
-    for begin in range(0, size, TILE_ROWS):
-        end, position = min(begin + TILE_ROWS, size), cached + begin
+    for begin in range(0, size, QUERY_TILE_ROWS):
+        end, position = min(begin + QUERY_TILE_ROWS, size), cached + begin
         tile_start = _first_key(position, window) // KEY_RUN * KEY_RUN
         keys = slice(tile_start - start, _padded_end(cached + end, dtype) - start)
         tiles.append(_Tile(slice(row + begin, row + end), keys, tile_start - position))

@@ -10,15 +10,13 @@ from dataclasses import dataclass, replace
 from octavo.config import EngineOptions
 from octavo.errors import ConfigError, MemoryPlanError
 from octavo.models.config import ModelConfig
+from octavo.ops.workspace import attention_workspace
 from octavo.runner.device import Device
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 LOGITS_ROWS = 64
 """Rows whose logits exist at once: the runner computes and samples them in chunks of this many, which bounds the bill."""
-
-ATTENTION_WORKSPACE_BYTES = 64 * 2**20
-"""What gathered keys and values, or scores, of one attention call may take."""
 
 _SAMPLER_COPIES = 8
 """float32 copies of a chunk's logits that filters hold at their worst (sorted values, indices and float64 sums)."""
@@ -98,14 +96,17 @@ def weight_bytes(config: ModelConfig, dtype: str) -> int:
     return parameters * DTYPE_BYTES[dtype]
 
 
-def activation_bytes(config: ModelConfig, options: EngineOptions, dtype: str) -> int:
-    """Bytes of a step's temporaries at the token and sequence budgets: the widest layer, the logits, the attention workspace."""
+def activation_bytes(config: ModelConfig, options: EngineOptions, dtype: str, context: int) -> int:
+    """Bytes of a step's temporaries at the token and sequence budgets: the widest layer, the logits, attention over ``context`` tokens."""
     tokens = options.scheduler.max_num_batched_tokens
     heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     row = 4 * config.hidden_size + 3 * config.intermediate_size + 3 * heads
     logits = min(LOGITS_ROWS, options.scheduler.max_num_seqs) * config.vocab_size * 4 * _SAMPLER_COPIES
     # Norms and rotations compute in float32 beside the activations themselves.
-    return tokens * row * (DTYPE_BYTES[dtype] + 4) + logits + 2 * ATTENTION_WORKSPACE_BYTES
+    attention = attention_workspace(
+        context, config.num_heads, config.num_kv_heads, config.head_dim, DTYPE_BYTES[dtype], config.attention_softcap is not None
+    )
+    return tokens * row * (DTYPE_BYTES[dtype] + 4) + logits + attention
 
 
 def plan_memory(config: ModelConfig, options: EngineOptions, device: Device, available: int | None = None) -> MemoryPlan:
@@ -129,7 +130,7 @@ def plan_memory(config: ModelConfig, options: EngineOptions, device: Device, ava
         available=available,
         weights=weight_bytes(config, dtype),
         kv_pool=0,
-        activations=activation_bytes(config, options, dtype),
+        activations=activation_bytes(config, options, dtype, wanted_len),
         runtime=device.runtime_bytes,
         num_blocks=0,
         block_size=options.cache.block_size,

@@ -62,7 +62,7 @@ async def settle(turns: int = 20) -> None:
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for threads and tasks to bring something about; a hang fails the test."""
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110  (what is awaited sets no event)
+        while not condition():
             await asyncio.sleep(0.001)
 
 
