@@ -82,7 +82,7 @@ def test_paged_attention(dtype: torch.dtype, kind: str, name: str, monkeypatch: 
     """With small runs, tiles and groups, so that short sequences meet all of their edges."""
     monkeypatch.setattr(reference_attention, "KEY_RUN", 16)
     monkeypatch.setattr(reference_attention, "_key_multiple", lambda dtype: 4)
-    monkeypatch.setattr(reference_attention, "TILE_ROWS", 7)
+    monkeypatch.setattr(reference_attention, "QUERY_TILE_ROWS", 7)
     monkeypatch.setattr(reference_attention, "FREE_PADDING", 20)
     spec, batch = KINDS[kind], step(*STEPS[name])
     kv = filled_pool(batch, spec.num_kv_heads, dtype)

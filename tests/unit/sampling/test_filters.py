@@ -80,7 +80,7 @@ def test_each_token_is_drawn_by_its_share_of_the_random_numbers(options: dict[st
         ({"top_p": 0.99}, TopPLogitsWarper(0.99)),
         ({"min_p": 0.05}, MinPLogitsWarper(0.05)),
     ],
-    ids=str,
+    ids=["top_k", "top_p 0.7", "top_p 0.99", "min_p"],
 )
 @pytest.mark.parametrize("seed", range(5))
 def test_the_filters_keep_what_those_of_transformers_keep(options: dict[str, Any], peer: Any, seed: int) -> None:

@@ -1,0 +1,9 @@
+"""What all tests share: they run beside each other, so each computes on one thread and waits for it asleep."""
+
+from __future__ import annotations
+
+import os
+
+# Before any test module loads torch, whose OpenMP reads these once. Servers that tests start inherit them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
