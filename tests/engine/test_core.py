@@ -91,6 +91,8 @@ def test_an_abort_frees_the_pages_before_the_next_step(core: EngineCore) -> None
     core.handle(AbortSequences("a"))
     answer = core.handle(Call(2, "audit"))
     assert answer is not None and answer.value["free_blocks"] == core.plan.num_blocks
+    report = core.step()
+    assert report is not None and (report.updates, report.stats.num_running, report.stats.kv_usage) == ([], 0, 0.0)
     assert not core.has_work()
 
 

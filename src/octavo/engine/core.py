@@ -78,6 +78,7 @@ class EngineCore:
         self.stats = EngineStats(rss_bytes=resident_bytes())
         self._requests: dict[str, Request] = {}
         self._rejections: list[SequenceUpdate] = []
+        self._unreported = False  # an abort changed the figures since the last output
         self._warm_up()
         self.ready = Ready(
             max_model_len=self.plan.max_model_len,
@@ -100,7 +101,7 @@ class EngineCore:
         return None
 
     def has_work(self) -> bool:
-        return bool(self._rejections) or self.scheduler.has_work()
+        return bool(self._rejections) or self._unreported or self.scheduler.has_work()
 
     def _add(self, message: AddRequest) -> None:
         request = Request(
@@ -126,6 +127,7 @@ class EngineCore:
         request = self._requests.get(message.request_id)
         if request is not None:
             self.scheduler.abort(message.request_id, tuple(message.indices))
+            self._unreported = True
             if request.finished:
                 del self._requests[message.request_id]
 
@@ -141,12 +143,13 @@ class EngineCore:
     # ---- the step ----------------------------------------------------------------------------------------------------
 
     def step(self) -> StepOutput | None:
-        """Run one step, if anything can run, and report it."""
+        """Run one step, if anything can run, and report it; after an abort, report the new figures even if nothing runs."""
         updates, self._rejections = self._rejections, []
+        unreported, self._unreported = self._unreported, False
         begin = time.perf_counter()
         batch = self.scheduler.schedule()
         if batch is None:
-            return StepOutput(updates, [], self._look(0, 0.0)) if updates else None
+            return StepOutput(updates, [], self._look(0, 0.0)) if updates or unreported else None
         result = self._executor.execute(batch)
         for progress in self.scheduler.update(batch, result):
             updates.append(self._update(progress))

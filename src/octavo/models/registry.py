@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from octavo.errors import ModelLoadError, UnsupportedModelError
+from octavo.errors import UnsupportedModelError
 from octavo.models.config import ModelConfig
 from octavo.models.decoder import Block, Model
-from octavo.models.expected_tensors import expected_tensors
 from octavo.models.gemma import GemmaBlock
 from octavo.models.llama import LlamaBlock, Phi3Block
 from octavo.ops.base import Ops
@@ -36,22 +35,8 @@ def build_model(
 
     Raises:
         UnsupportedModelError: an architecture or rotary scaling that Octavo does not run.
-        ModelLoadError: a tensor is missing, or belongs to a layer that does not use it.
+        ModelLoadError: a tensor is missing.
     """
     if config.architecture not in BLOCKS:
         raise UnsupportedModelError(f"Architecture {config.architecture} is not one of {', '.join(BLOCKS)}.")
-    _refuse_unexpected(config, weights)
     return Model(config, weights, ops, max_model_len, BLOCKS[config.architecture], progress or (lambda fraction: None))
-
-
-def _refuse_unexpected(config: ModelConfig, weights: WeightSource) -> None:
-    """A bias or a norm that the architecture leaves out would give wrong answers. Frequencies that older checkpoints store beside
-    the configuration that gives them are no loss, nor are tensors outside the decoder's layers (a vision tower's)."""
-    known = expected_tensors(config)
-    layers = tuple(f"model.layers.{index}." for index in range(config.num_layers))
-    unexpected = [name for name in weights.names() if name.startswith(layers) and name not in known and not name.endswith(".inv_freq")]
-    if unexpected:
-        raise ModelLoadError(
-            f"The checkpoint has {len(unexpected)} layer tensors that {config.architecture} does not use, such as {unexpected[0]}; "
-            "running without them would give wrong answers."
-        )

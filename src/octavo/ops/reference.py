@@ -28,8 +28,8 @@ EXACT_ROWS = 32
 """Most rows a bfloat16 product is given at once. Up to here oneDNN sums every row alike (22 shapes tried, 1 and 2 threads); beyond,
 single elements differ by a rounding. Long prompts pay for it: 512 rows at once would take two thirds of the time."""
 
-LONGEST_LONE_SUM = 8192
-"""Longest bfloat16 sum that oneDNN's kernel for a lone row forms as its kernel for several rows does."""
+LONE_ROW_SUMS = range(512, 8193)
+"""Lengths of bfloat16 sums that oneDNN's kernel for a lone row forms as its kernel for several rows does (measured)."""
 
 
 class ReferenceOps(Ops):
@@ -144,9 +144,9 @@ def _onednn_packs(dtype: torch.dtype) -> bool:
 
 
 def _exactly(product: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """A prepacked product, each row summed as if it were given any others: float32 needs no more than two rows, bfloat16 few."""
+    """A prepacked product, each row summed alike whatever rows are given: a lone one as two, many in pieces."""
     rows, narrow = x.shape[0], x.dtype != torch.float32
-    if rows == 1 and not (narrow and x.shape[1] <= LONGEST_LONE_SUM):
+    if rows == 1 and not (narrow and x.shape[1] in LONE_ROW_SUMS):
         return product(x.expand(2, -1).contiguous())[:1]
     if narrow and rows > EXACT_ROWS:
         return torch.cat([_exactly(product, piece) for piece in torch.split(x, EXACT_ROWS)])
