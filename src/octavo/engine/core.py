@@ -193,7 +193,7 @@ class EngineCore:
             preemptions=dict(scheduler.preemptions),
             step_tokens=tokens,
             step_seconds=seconds,
-            steps=before.steps + 1,
+            steps=before.steps + (tokens > 0),
             rss_bytes=resident_bytes() if before.steps % RSS_EVERY == 0 else before.rss_bytes,
         )
         return self.stats

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from msgspec import UNSET
+
 from octavo.frontend.outputs import CompletionOutput, PositionLogprobs, RequestOutput, SequenceDelta
 from octavo.server.generation import Generation, Job, Piece
 from octavo.server.logprobs import logprobs_by_id, prompt_logprobs_by_id
@@ -88,7 +90,9 @@ class GenerateDialect:
 
     def closing(self, generation: Generation) -> Iterator[GenerateChunk]:
         """The last line: the usage, and why each text ended."""
-        yield GenerateChunk([""] * self._n, self._name, usage_of(generation, details=False), self._finish_reasons)
+        options = self._body.stream_options
+        usage = usage_of(generation, details=False) if options is None or options.include_usage is not False else UNSET
+        yield GenerateChunk([""] * self._n, self._name, usage, self._finish_reasons)
 
     def result(self, outputs: list[RequestOutput], generation: Generation) -> GenerateResponse:
         """All texts at once."""
