@@ -39,12 +39,12 @@ KINDS = {
 }
 
 
-def filled_pool(batch: AttentionBatch, kv_heads: int, dtype: torch.dtype) -> KVLayer:
-    """A layer of a pool of which only the tokens that the sequences have (this step's included) are written."""
+def filled_pool(batch: AttentionBatch, kv_heads: int, dtype: torch.dtype, window: int | None = None) -> KVLayer:
+    """A layer of a pool in which only the tokens that the step's rows see are written."""
     generator = torch.Generator().manual_seed(4)
     pool = torch.full((NUM_BLOCKS, 3, 2, BLOCK, kv_heads, DIM), torch.nan, dtype=dtype)
-    for table, context in zip(batch.block_tables.tolist(), batch.context_lens_host, strict=True):
-        for position in range(context):
+    for table, context, count in zip(batch.block_tables.tolist(), batch.context_lens_host, batch.query_lens, strict=True):
+        for position in range(0 if window is None else max(0, context - count + 1 - window), context):
             pool[table[position // BLOCK], 1, :, position % BLOCK] = torch.randn(2, kv_heads, DIM, generator=generator).to(dtype)
     return KVLayer(keys=pool[:, 1, 0], values=pool[:, 1, 1])
 
@@ -85,7 +85,7 @@ def test_paged_attention(dtype: torch.dtype, kind: str, name: str, monkeypatch: 
     monkeypatch.setattr(reference_attention, "QUERY_TILE_ROWS", 7)
     monkeypatch.setattr(reference_attention, "FREE_PADDING", 20)
     spec, batch = KINDS[kind], step(*STEPS[name])
-    kv = filled_pool(batch, spec.num_kv_heads, dtype)
+    kv = filled_pool(batch, spec.num_kv_heads, dtype, spec.window)
     q = torch.randn(sum(batch.query_lens), spec.num_heads, DIM, generator=torch.Generator().manual_seed(6)).to(dtype)
     actual = select_ops(torch.device("cpu"), dtype).paged_attention(q, batch, kv, spec)
     assert actual.shape == q.shape
@@ -106,7 +106,7 @@ def test_default_tiles_over_a_long_context() -> None:
     for window in (None, 300):
         spec = AttentionSpec(1, 1, DIM, scale=0.3, window=window)
         batch = step([420, 300, 430], [1, 70, 70])
-        kv = filled_pool(batch, 1, torch.float32)
+        kv = filled_pool(batch, 1, torch.float32, window)
         q = torch.randn(141, 1, DIM, generator=torch.Generator().manual_seed(6))
         actual = select_ops(torch.device("cpu"), torch.float32).paged_attention(q, batch, kv, spec)
         assert (actual.double() - naive(q, batch, kv, spec)).abs().max().item() < TOLERANCES[torch.float32]
