@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from paged_steps import PagedModel, load
-from tiny_checkpoints import CONFIGS, LENGTH, oracle_logits, save_checkpoint
+from family_checkpoints import CONFIGS, LENGTH, oracle_logits, save_checkpoint
 from transformers import PreTrainedModel
 
 from octavo.models.config import ModelConfig

@@ -1,10 +1,13 @@
 """The kernels in plain torch: they run on any device, and are the oracle of every other backend.
 
 On the CPU they are also the production backend, so each is written with the fewest torch calls and temporaries that still read
-plainly. Three choices were measured (2 cores with AMX):
+plainly. These choices were measured (2 cores with AMX):
 
 - Products with bfloat16 and float32 weights use oneDNN's prepacked layout: at 1 to 32 rows it is 1.5 to 2 times as fast as
-  ``F.linear`` on the same weight, which reorders it in every call; at 512 rows the two are equal.
+  ``F.linear`` on the same weight, which reorders it in every call. Given 512 rows at once the two are about equal, some shapes
+  faster and some slower.
+- The residual stream is float32 and vocabulary scores keep float32's precision whatever the compute type: rounding either to
+  bfloat16 is what moves a small model's answers away from float32's.
 - Mixed-type arithmetic (bfloat16 times float32) misses torch's vectorised loops: operands are converted first.
 - A step's geometry (positions' cosines, pool rows, masks) is worked out once a step and kept in ``AttentionBatch.plans``.
 
