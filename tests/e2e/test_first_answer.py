@@ -90,3 +90,10 @@ def test_stop_logprobs_and_seed_through_the_api(server: Server) -> None:
             for _ in range(2)
         ]
     assert texts[0] == texts[1]
+
+
+def test_best_of_counts_all_that_was_generated(server: Server) -> None:
+    body = {"prompt": "Once upon a time", "max_tokens": 6, "ignore_eos": True, "best_of": 3, "seed": 1}
+    answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60).json()
+    assert len(answer["choices"]) == 1
+    assert answer["usage"]["completion_tokens"] == 18

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from paged_steps import PagedModel, load
 from family_checkpoints import LENGTH, save_checkpoint
+from paged_steps import PagedModel, load
 
 from octavo.errors import UnsupportedModelError
 from octavo.layers.attention import kv_layers

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from paged_steps import PagedModel, load
 from family_checkpoints import CONFIGS, LENGTH, oracle_logits, save_checkpoint
+from paged_steps import PagedModel, load
 from transformers import PreTrainedModel
 
 from octavo.models.config import ModelConfig

@@ -194,7 +194,8 @@ def _best(output: RequestOutput, params: SamplingParams, last: RequestDelta) -> 
         )
         for index, sequence in enumerate(ranked)
     ]
-    return RequestDelta(last.request_id, sequences, output.prompt_logprobs, output.num_cached_tokens, True, last.times)
+    discarded = sum(len(sequence.token_ids) for sequence in output.outputs) - sum(len(sequence.token_ids) for sequence in sequences)
+    return RequestDelta(last.request_id, sequences, output.prompt_logprobs, output.num_cached_tokens, True, last.times, discarded)
 
 
 def merge_deltas(deltas: list[RequestDelta]) -> RequestDelta:
@@ -208,6 +209,7 @@ def merge_deltas(deltas: list[RequestDelta]) -> RequestDelta:
         merged.num_cached_tokens = max(merged.num_cached_tokens, delta.num_cached_tokens)
         merged.finished = merged.finished or delta.finished
         merged.times = delta.times or merged.times
+        merged.num_discarded_tokens += delta.num_discarded_tokens
         for sequence in delta.sequences:
             parts.setdefault(sequence.index, []).append(sequence)
     merged.sequences = [_merge_sequences(parts[index]) for index in sorted(parts)]

@@ -79,7 +79,12 @@ class SequenceDelta:
 
 @dataclass(slots=True)
 class RequestDelta:
-    """One step's news of a request. ``prompt_logprobs`` comes once, with or before the first text."""
+    """One step's news of a request.
+
+    Attributes:
+        prompt_logprobs: comes once, with or before the first text.
+        num_discarded_tokens: tokens of ``best_of``'s sequences that are not returned; they count in the usage all the same.
+    """
 
     request_id: str
     sequences: list[SequenceDelta] = field(default_factory=list)
@@ -87,3 +92,4 @@ class RequestDelta:
     num_cached_tokens: int = 0
     finished: bool = False
     times: RequestTimes | None = None
+    num_discarded_tokens: int = 0

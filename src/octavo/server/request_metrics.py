@@ -56,6 +56,8 @@ class RequestFollower:
                 metrics.generation_tokens += count
             if sequence.finish_reason is not None:
                 self._reason = sequence.finish_reason
+        self.generated += delta.num_discarded_tokens
+        metrics.generation_tokens += delta.num_discarded_tokens
         if delta.finished:
             self.end(self._reason, delta.times)
 

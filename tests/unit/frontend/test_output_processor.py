@@ -211,6 +211,7 @@ def test_best_of_gives_the_best_means_at_the_end_and_nothing_before() -> None:
     (delta,) = said(processor, scored("cc", 2, -0.5, finish_reason="length", times=TIMES))
     assert delta.finished
     assert delta.times == TIMES
+    assert delta.num_discarded_tokens == 1
     # By the sum the long one would be last; by the mean it is second.
     assert [(one.index, one.text, one.logprobs) for one in delta.sequences] == [(0, "cc", None), (1, "aaaaa", None)]
 
