@@ -28,8 +28,8 @@ def limit_openmp_spinning() -> None:
     """Tell OpenMP's threads to wait asleep sooner; to be called before torch is loaded, whose OpenMP reads this once.
 
     By default a thread spins for milliseconds at the end of every parallel loop. Where anybody else wants a core, a step of some
-    hundred loops then crawls: with one busy process beside two threads, decoding was over three times as slow as
-    with this. On idle cores it costs about 5 %. The user's own ``OMP_WAIT_POLICY`` or ``GOMP_SPINCOUNT`` is kept.
+    hundred loops then crawls (docs/performance.md, "Busy neighbours"); on idle cores the bound costs 3 to 5 %. The user's own
+    ``OMP_WAIT_POLICY`` or ``GOMP_SPINCOUNT`` is kept.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")

@@ -5,6 +5,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from small_shape import SMALL_SHAPE
 
 from octavo.bench import offline
 from octavo.bench.limits import Limits
@@ -13,24 +14,6 @@ from octavo.bench.options import LatencyOptions, ThroughputOptions
 from octavo.bench.yardstick import Yardstick
 from octavo.config import engine_options
 from octavo.errors import ConfigError, OctavoError
-from octavo.models.config import ModelConfig, RotaryConfig
-
-CONFIG = ModelConfig(
-    architecture="LlamaForCausalLM",
-    model_type="llama",
-    vocab_size=100,
-    hidden_size=8,
-    intermediate_size=16,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=2,
-    max_position_embeddings=64,
-    norm_eps=1e-5,
-    rotary=RotaryConfig(2),
-    windows=(None, None),
-    attention_scale=1.0,
-)
 
 LIMITS = Limits(2, 30.0, 100.0, 200.0, None)
 
@@ -58,7 +41,7 @@ class FakeLLM:
 @pytest.fixture(autouse=True)
 def fake(monkeypatch):
     def known(engine, limits=LIMITS):
-        return Yardstick(engine_options(**engine), CONFIG, "float32", "float32", limits, tuple(range(10, 90)))
+        return Yardstick(engine_options(**engine), SMALL_SHAPE, "float32", "float32", limits, tuple(range(10, 90)))
 
     monkeypatch.setattr(offline, "yardstick", known)
     monkeypatch.setattr(offline, "_load", lambda engine: FakeLLM(**engine))
