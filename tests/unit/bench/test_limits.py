@@ -1,29 +1,17 @@
 """The least time of a workload on a machine whose limits are made up, and what is measured of a real one."""
 
+import dataclasses
+
 import pytest
+from small_shape import SMALL_SHAPE
 
 from octavo.bench import limits
 from octavo.bench.limits import Limits, least_seconds, model_cost, render
-from octavo.models.config import ModelConfig, RotaryConfig
+from octavo.models.config import ModelConfig
 
 
 def config(windows=(None, None)) -> ModelConfig:
-    return ModelConfig(
-        architecture="LlamaForCausalLM",
-        model_type="llama",
-        vocab_size=100,
-        hidden_size=8,
-        intermediate_size=16,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=2,
-        max_position_embeddings=64,
-        norm_eps=1e-5,
-        rotary=RotaryConfig(2),
-        windows=windows,
-        attention_scale=1.0,
-    )
+    return dataclasses.replace(SMALL_SHAPE, windows=windows)
 
 
 LAYERS = 2 * (8 * 4 * 2 + 2 * 8 * 2 * 2 + 4 * 2 * 8 + 3 * 8 * 16)  # q, k and v, o, mlp
