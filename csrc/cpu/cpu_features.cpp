@@ -52,6 +52,7 @@ std::vector<std::string> cpu_features() {
     add(ymm && bit(seven.ebx, 5), "avx2");
     add(ymm && bit(seven_one.eax, 4), "avx_vnni");
     add(zmm && bit(seven.ebx, 16), "avx512f");
+    add(zmm && bit(seven.ebx, 17), "avx512dq");
     add(zmm && bit(seven.ebx, 30), "avx512bw");
     add(zmm && bit(seven.ebx, 31), "avx512vl");
     add(zmm && bit(seven.ecx, 1), "avx512vbmi");

@@ -41,7 +41,11 @@ class ModelOptions:
     tokenizer: str | None = option(None, "directory, file or repository id of the tokenizer; the model's own when omitted", kind=str)
     revision: str | None = option(None, "branch, tag or commit of the repository", kind=str)
     dtype: str = option("auto", "compute type of weights and activations", choices=("auto", "float32", "bfloat16", "float16"))
-    quantization: str | None = option(None, "quantise weights at load (none is available yet)", kind=str)
+    quantization: str = option(
+        "auto",
+        "weights in products: auto (a quantised file's stay as stored), none (the compute type), int8, int4 (vocabulary int8)",
+        choices=("auto", "none", "int8", "int4"),
+    )
     load_format: str = option("auto", "how weights are stored; dummy makes random ones", choices=("auto", "safetensors", "gguf", "dummy"))
     max_model_len: int | None = option(None, "longest context in tokens; the model's own limit when omitted", kind=int)
     generation_config: str = option("auto", "where sampling defaults come from: auto (the model's), vllm (none), or a directory")
@@ -57,7 +61,7 @@ class CacheOptions:
     gpu_memory_utilization: float | None = option(
         None, "share of the free memory to plan with, where no size is given (0.9 on a GPU, 0.4 of RAM on a CPU)", kind=float
     )
-    kv_cache_dtype: str = option("auto", "type of cached keys and values", choices=("auto", "float32", "bfloat16", "float16"))
+    kv_cache_dtype: str = option("auto", "type of cached keys and values", choices=("auto", "float32", "bfloat16", "float16", "int8"))
     block_size: int = option(16, "token slots in a block", choices=KV_BLOCK_SIZES)
     enable_prefix_caching: bool = option(True, "share blocks between requests with a common prefix")
 
@@ -152,8 +156,6 @@ def check(options: EngineOptions) -> None:
             choices, value = f.metadata["choices"], getattr(group, f.name)
             if choices and value not in choices:
                 raise ConfigError(f"{f.name} must be one of {', '.join(map(str, choices))}; got {value!r}.")
-    if model.quantization is not None:
-        raise ConfigError(f"quantization={model.quantization!r} is not available yet; quantised GGUF files are dequantised at load.")
     for name, size in (("tensor_parallel_size", device.tensor_parallel_size), ("pipeline_parallel_size", device.pipeline_parallel_size)):
         if size != 1:
             raise ConfigError(f"{name}={size} is not available yet; only 1 is.")

@@ -24,6 +24,11 @@ def api_key() -> str | None:
     return os.environ.get("OCTAVO_API_KEY") or None
 
 
+def cpu_kernels() -> str:
+    """``$OCTAVO_CPU_KERNELS``: which CPU kernels to run instead of the best ones (``octavo.ops.select``); empty for the best."""
+    return os.environ.get("OCTAVO_CPU_KERNELS", "")
+
+
 def limit_openmp_spinning() -> None:
     """Tell OpenMP's threads to wait asleep sooner; to be called before torch is loaded, whose OpenMP reads this once.
 

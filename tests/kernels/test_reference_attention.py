@@ -10,8 +10,9 @@ import torch
 from paged_steps import attention_batch
 
 from octavo.ops import reference_attention
-from octavo.ops.base import AttentionBatch, AttentionSpec, KVLayer
-from octavo.ops.select import select_ops
+from octavo.ops.base import AttentionBatch, AttentionSpec
+from octavo.ops.reference import ReferenceOps
+from octavo.ops.reference_attention import TorchKVLayer
 
 HEADS, KV_HEADS, DIM, BLOCK, NUM_BLOCKS = 6, 2, 16, 8, 200
 TOLERANCES = {torch.float32: 3e-6, torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
@@ -39,14 +40,14 @@ KINDS = {
 }
 
 
-def filled_pool(batch: AttentionBatch, kv_heads: int, dtype: torch.dtype, window: int | None = None) -> KVLayer:
+def filled_pool(batch: AttentionBatch, kv_heads: int, dtype: torch.dtype, window: int | None = None) -> TorchKVLayer:
     """A layer of a pool in which only the tokens that the step's rows see are written."""
     generator = torch.Generator().manual_seed(4)
     pool = torch.full((NUM_BLOCKS, 3, 2, BLOCK, kv_heads, DIM), torch.nan, dtype=dtype)
     for table, context, count in zip(batch.block_tables.tolist(), batch.context_lens_host, batch.query_lens, strict=True):
         for position in range(0 if window is None else max(0, context - count + 1 - window), context):
             pool[table[position // BLOCK], 1, :, position % BLOCK] = torch.randn(2, kv_heads, DIM, generator=generator).to(dtype)
-    return KVLayer(keys=pool[:, 1, 0], values=pool[:, 1, 1])
+    return TorchKVLayer(keys=pool[:, 1, 0], values=pool[:, 1, 1])
 
 
 def step(cached: list[int], counts: list[int]) -> AttentionBatch:
@@ -56,7 +57,7 @@ def step(cached: list[int], counts: list[int]) -> AttentionBatch:
     return attention_batch(tables, cached, counts, BLOCK)
 
 
-def naive(q: torch.Tensor, batch: AttentionBatch, kv: KVLayer, spec: AttentionSpec) -> torch.Tensor:
+def naive(q: torch.Tensor, batch: AttentionBatch, kv: TorchKVLayer, spec: AttentionSpec) -> torch.Tensor:
     result, row = torch.zeros(q.shape, dtype=torch.float64), 0
     for sequence, (count, context) in enumerate(zip(batch.query_lens, batch.context_lens_host, strict=True)):
         table = batch.block_tables[sequence].tolist()
@@ -87,7 +88,7 @@ def test_paged_attention(dtype: torch.dtype, kind: str, name: str, monkeypatch: 
     spec, batch = KINDS[kind], step(*STEPS[name])
     kv = filled_pool(batch, spec.num_kv_heads, dtype, spec.window)
     q = torch.randn(sum(batch.query_lens), spec.num_heads, DIM, generator=torch.Generator().manual_seed(6)).to(dtype)
-    actual = select_ops(torch.device("cpu"), dtype).paged_attention(q, batch, kv, spec)
+    actual = ReferenceOps(torch.device("cpu"), dtype).paged_attention(q, batch, kv, spec)
     assert actual.shape == q.shape
     assert actual.dtype == dtype
     assert (actual.double() - naive(q, batch, kv, spec)).abs().max().item() < TOLERANCES[dtype]
@@ -97,7 +98,7 @@ def test_a_cache_of_another_type_is_converted() -> None:
     spec, batch = KINDS["full"], step([20, 0], [1, 12])
     kv = filled_pool(batch, KV_HEADS, torch.float32)
     q = torch.randn(13, HEADS, DIM).to(torch.bfloat16)
-    actual = select_ops(torch.device("cpu"), torch.bfloat16).paged_attention(q, batch, kv, spec)
+    actual = ReferenceOps(torch.device("cpu"), torch.bfloat16).paged_attention(q, batch, kv, spec)
     assert (actual.double() - naive(q, batch, kv, spec)).abs().max().item() < TOLERANCES[torch.bfloat16]
 
 
@@ -108,7 +109,7 @@ def test_default_tiles_over_a_long_context() -> None:
         batch = step([420, 300, 430], [1, 70, 70])
         kv = filled_pool(batch, 1, torch.float32, window)
         q = torch.randn(141, 1, DIM, generator=torch.Generator().manual_seed(6))
-        actual = select_ops(torch.device("cpu"), torch.float32).paged_attention(q, batch, kv, spec)
+        actual = ReferenceOps(torch.device("cpu"), torch.float32).paged_attention(q, batch, kv, spec)
         assert (actual.double() - naive(q, batch, kv, spec)).abs().max().item() < TOLERANCES[torch.float32]
 
 
@@ -123,7 +124,7 @@ needs_avx512 = pytest.mark.skipif(
 @pytest.mark.parametrize("window", [None, 30])
 def test_a_decoding_row_does_not_depend_on_the_batch(dtype: torch.dtype, window: int | None) -> None:
     """Bit for bit: alone, padded beside a longer sequence, beside a chunk."""
-    spec, ops = AttentionSpec(HEADS, KV_HEADS, DIM, scale=0.3, window=window), select_ops(torch.device("cpu"), dtype)
+    spec, ops = AttentionSpec(HEADS, KV_HEADS, DIM, scale=0.3, window=window), ReferenceOps(torch.device("cpu"), dtype)
     batch = step([35, 90, 0], [1, 1, 20])
     kv = filled_pool(batch, KV_HEADS, dtype)
     q = torch.randn(22, HEADS, DIM, generator=torch.Generator().manual_seed(6)).to(dtype)
@@ -141,7 +142,7 @@ def test_a_decoding_row_does_not_depend_on_the_batch(dtype: torch.dtype, window:
 @pytest.mark.parametrize("window", [None, 70])
 def test_rows_do_not_depend_on_the_cut(dtype: torch.dtype, kv_heads: int, window: int | None) -> None:
     """Bit for bit: a prompt in one step, in uneven chunks, and one row at a time."""
-    spec, ops = AttentionSpec(HEADS, kv_heads, DIM, scale=0.3, window=window), select_ops(torch.device("cpu"), dtype)
+    spec, ops = AttentionSpec(HEADS, kv_heads, DIM, scale=0.3, window=window), ReferenceOps(torch.device("cpu"), dtype)
     whole = step([0], [150])
     kv = filled_pool(whole, kv_heads, dtype)
     q = torch.randn(150, HEADS, DIM, generator=torch.Generator().manual_seed(6)).to(dtype)

@@ -11,12 +11,15 @@ from family_checkpoints import LENGTH, save_checkpoint
 from paged_steps import PagedModel, load
 
 from octavo.errors import UnsupportedModelError
-from octavo.layers.attention import kv_layers
 from octavo.layers.rotary import rotary_table
 from octavo.models.config import SUPPORTED_ARCHITECTURES, ModelConfig, RotaryConfig
 from octavo.models.hub import ModelFiles
 from octavo.models.loader import open_weights, read_model_config
 from octavo.models.registry import BLOCKS, build_model
+from octavo.ops.base import KVShape, Ops
+from octavo.ops.cpu.backend import CpuOps
+from octavo.ops.reference import ReferenceOps
+from octavo.ops.reference_attention import TorchKVLayer
 from octavo.ops.select import select_ops
 from octavo.quantization.base import WeightSource
 
@@ -62,7 +65,9 @@ def test_an_unknown_rotary_scaling_is_refused() -> None:
 def test_layers_are_disjoint_views_that_cover_the_pool(directory: Path) -> None:
     config, _ = opened(directory)
     pool = torch.zeros(3, config.kv_values_per_token * 8 * 2, dtype=torch.uint8)
-    for index, layer in enumerate(kv_layers(pool, config, 8, torch.bfloat16)):
+    shape = KVShape(config.num_layers, config.num_kv_heads, config.head_dim, 8, "bfloat16")
+    for index, layer in enumerate(ReferenceOps(torch.device("cpu"), torch.bfloat16).kv_layers(pool, shape)):
+        assert isinstance(layer, TorchKVLayer)
         for view in (layer.keys, layer.values):
             assert view.shape == (3, 8, config.num_kv_heads, config.head_dim)
             assert view[0].is_contiguous()
@@ -71,10 +76,12 @@ def test_layers_are_disjoint_views_that_cover_the_pool(directory: Path) -> None:
     assert [values[:, index].unique().tolist() for index in range(config.num_layers)] == [[1.0], [2.0]]
 
 
-def test_a_pool_of_another_layout_is_refused(directory: Path) -> None:
+@pytest.mark.parametrize("ops", [ReferenceOps(torch.device("cpu"), torch.float32), CpuOps(torch.float32, 1)], ids=["reference", "cpu"])
+def test_a_pool_of_another_layout_is_refused(ops: Ops, directory: Path) -> None:
     config, _ = opened(directory)
+    shape = KVShape(config.num_layers, config.num_kv_heads, config.head_dim, 16, "float32")
     with pytest.raises(ValueError, match="the pool's blocks have 100 bytes"):
-        kv_layers(torch.zeros(3, 100, dtype=torch.uint8), config, 8, torch.float32)
+        ops.kv_layers(torch.zeros(3, 100, dtype=torch.uint8), shape)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3"])

@@ -15,6 +15,9 @@ from transformers import PreTrainedModel
 
 from octavo.models.config import ModelConfig
 from octavo.models.decoder import Model
+from octavo.ops.base import Ops
+from octavo.ops.cpu.backend import CpuOps
+from octavo.ops.reference import ReferenceOps
 
 TOLERANCE = 1e-4
 """Largest difference of logits, as a share of the largest logit."""
@@ -46,14 +49,20 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module", params=list(CONFIGS))
+@pytest.fixture(scope="module", params=[f"{name} {backend}" for name in CONFIGS for backend in ("reference", "cpu")])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    directory: Path = tmp_path_factory.mktemp(request.param)
-    oracle = save_checkpoint(request.param, directory)
-    model, config = load(directory, torch.float32, LENGTH)
+    name, backend = request.param.split()
+    directory: Path = tmp_path_factory.mktemp(name)
+    oracle = save_checkpoint(name, directory)
+    ops = ops_named(backend, torch.float32)
+    model, config = load(directory, torch.float32, LENGTH, ops)
     draw = random.Random(3)
     sequences = [[draw.randrange(3, config.vocab_size) for _ in range(LENGTH)] for _ in range(3)]
     return Case(model, config, sequences, [oracle_logits(oracle, tokens) for tokens in sequences], oracle, directory)
+
+
+def ops_named(backend: str, dtype: torch.dtype) -> Ops:
+    return ReferenceOps(torch.device("cpu"), dtype) if backend == "reference" else CpuOps(dtype, 1)
 
 
 def test_logits_are_not_degenerate(case: Case) -> None:
@@ -102,14 +111,13 @@ def test_mixed_steps_with_other_sequences(case: Case) -> None:
             done[sequence] += step[sequence]
 
 
-@pytest.mark.skipif(
-    not torch.backends.cpu.get_cpu_capability().startswith("AVX512"),
-    reason="torch's CPU kernels are known to be independent of the batch only in their AVX-512 build",
-)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_bits_do_not_depend_on_the_steps(case: Case, dtype: torch.dtype) -> None:
     """The same bits for a sequence in one step, in chunks, token by token, and beside others."""
-    model = case.model if dtype == torch.float32 else load(case.directory, dtype, LENGTH)[0]
+    backend = case.model.ops.name
+    if backend == "reference" and not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        pytest.skip("torch's CPU kernels are known to be independent of the batch only in their AVX-512 build")
+    model = case.model if dtype == torch.float32 else load(case.directory, dtype, LENGTH, ops_named(backend, dtype))[0]
     tokens, other = case.sequences[0], case.sequences[1]
     whole = PagedModel(model, case.config, dtype).step({0: tokens})[0]
     for cuts in ([5, 1, 17, 2, 40, 31, 1], [50, 47], [90, *[1] * 7]):

@@ -7,21 +7,20 @@ from pathlib import Path
 
 import torch
 
-from octavo.layers.attention import kv_layers
 from octavo.models.config import ModelConfig
 from octavo.models.decoder import Model
 from octavo.models.hub import ModelFiles
 from octavo.models.loader import open_weights, read_model_config
 from octavo.models.registry import build_model
-from octavo.ops.base import AttentionBatch
+from octavo.ops.base import AttentionBatch, KVShape, Ops
 from octavo.ops.select import select_ops
 
 
-def load(directory: Path, dtype: torch.dtype, max_model_len: int) -> tuple[Model, ModelConfig]:
-    """The model in a checkpoint directory, on the CPU."""
+def load(directory: Path, dtype: torch.dtype, max_model_len: int, ops: Ops | None = None) -> tuple[Model, ModelConfig]:
+    """The model in a checkpoint directory, on the CPU, by ``ops`` or the kernels that a server would choose."""
     files = ModelFiles(name=directory.name, kind="hf", path=directory)
     config = read_model_config(files)
-    ops = select_ops(torch.device("cpu"), dtype)
+    ops = ops or select_ops(torch.device("cpu"), dtype)
     return build_model(config, open_weights(files, config, "auto"), ops, max_model_len), config
 
 
@@ -48,15 +47,17 @@ class PagedModel:
     """A model over a pool whose every value is NaN until it is written; sequences get scattered blocks.
 
     Args:
-        dtype: of the activations and of the cache.
+        dtype: of the cache.
         num_blocks: blocks of the pool.
     """
 
-    def __init__(self, model: Model, config: ModelConfig, dtype: torch.dtype, block_size: int = 8, num_blocks: int = 64) -> None:
+    def __init__(self, model: Model, config: ModelConfig, dtype: torch.dtype, block_size: int = 16, num_blocks: int = 64) -> None:
         self.model = model
         self.block_size = block_size
         values = torch.full((num_blocks, config.kv_values_per_token * block_size), torch.nan, dtype=dtype)
-        self.kv = kv_layers(values.view(torch.uint8), config, block_size, dtype)
+        shape = KVShape(config.num_layers, config.num_kv_heads, config.head_dim, block_size, str(dtype).removeprefix("torch."))
+        self.pool = values.view(torch.uint8)
+        self.forward = model.ops.prepare_forward(model.forward, model.ops.kv_layers(self.pool, shape))
         self.free = list(range(num_blocks))
         random.Random(5).shuffle(self.free)
         self.tables: dict[int, list[int]] = {}
@@ -73,7 +74,7 @@ class PagedModel:
         counts = [len(tokens[name]) for name in names]
         batch = attention_batch([self.tables[name] for name in names], [self.cached[name] for name in names], counts, self.block_size)
         ids = torch.tensor([token for name in names for token in tokens[name]])
-        logits = self.model.logits(self.model.forward(ids, batch, self.kv))
+        logits = self.model.logits(self.forward(ids, batch))
         for name in names:
             self.cached[name] += len(tokens[name])
         return dict(zip(names, logits.split(counts), strict=True))

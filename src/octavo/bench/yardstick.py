@@ -13,7 +13,7 @@ from octavo.config import EngineOptions, engine_options
 from octavo.frontend.tokenizer import load_tokenizer
 from octavo.models.config import ModelConfig
 from octavo.models.hub import resolve
-from octavo.models.loader import read_model_config
+from octavo.models.loader import read_model_config, stored_formats
 from octavo.runner.device import select_device
 from octavo.runner.memory_plan import plan_memory
 
@@ -51,7 +51,8 @@ def yardstick(engine: dict[str, Any]) -> Yardstick:
     options = engine_options(**engine)
     files = resolve(options.model.model, options.model.revision)
     config = read_model_config(files)
-    plan = plan_memory(config, options, select_device(options.device))
+    formats = stored_formats(files, config, options.model.load_format)
+    plan = plan_memory(config, options, select_device(options.device), formats=formats)
     tokenizer = load_tokenizer(files, options.model.tokenizer, options.model.revision)
     pool = tuple(sorted(set(tokenizer.encode(WORDS_TEXT, add_special_tokens=False))))
     limits = measure(options.device.threads) if plan.device == "cpu" else None

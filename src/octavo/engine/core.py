@@ -28,7 +28,7 @@ from octavo.executor.local import LocalExecutor
 from octavo.kvcache.manager import KVCacheManager
 from octavo.log import get_logger
 from octavo.models.hub import ModelFiles
-from octavo.models.loader import read_model_config
+from octavo.models.loader import read_model_config, stored_formats
 from octavo.request import FinishReason, Request
 from octavo.runner.device import resident_bytes, select_device
 from octavo.runner.memory_plan import gib, plan_memory
@@ -67,7 +67,7 @@ class EngineCore:
     ) -> None:
         device = select_device(options.device)
         config = read_model_config(files)
-        self.plan = plan_memory(config, options, device)
+        self.plan = plan_memory(config, options, device, formats=stored_formats(files, config, options.model.load_format))
         for name, size, note in self.plan.rows():
             logger.info("plan: %-12s %10s  %s", name, gib(size), note)
         for note in self.plan.notes:

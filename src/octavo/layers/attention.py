@@ -1,9 +1,8 @@
-"""Self-attention over the page pool, and how the pool is cut into layers."""
+"""Self-attention over the page pool."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 
@@ -52,32 +51,3 @@ class Attention:
             q, k = self.norms[0](q), self.norms[1](k)
         q = self.ops.rotary_and_cache(q, k, v, self.cos_sin, batch, kv)
         return self.output(self.ops.paged_attention(q, batch, kv, self.spec).flatten(1))
-
-
-class KVShape(Protocol):
-    """What the pool's layout depends on; ``octavo.models.config.ModelConfig`` has it."""
-
-    @property
-    def num_layers(self) -> int: ...
-    @property
-    def num_kv_heads(self) -> int: ...
-    @property
-    def head_dim(self) -> int: ...
-
-
-def kv_layers(pool: torch.Tensor, config: KVShape, block_size: int, dtype: torch.dtype) -> list[KVLayer]:
-    """Views of the byte pool, one a layer. A block holds [layers, keys and values, block_size, Hk, D].
-
-    Args:
-        pool: uint8 [blocks, bytes a block], contiguous.
-        dtype: of cached keys and values.
-
-    Raises:
-        ValueError: the pool's blocks have another size than the layout asks for.
-    """
-    shape = (config.num_layers, 2, block_size, config.num_kv_heads, config.head_dim)
-    block_bytes = torch.Size(shape).numel() * dtype.itemsize
-    if pool.shape[1] != block_bytes:
-        raise ValueError(f"the pool's blocks have {pool.shape[1]} bytes; {list(shape)} values of {dtype} take {block_bytes}")
-    blocks = pool.view(dtype).view(-1, *shape)
-    return [KVLayer(keys=blocks[:, layer, 0], values=blocks[:, layer, 1]) for layer in range(config.num_layers)]

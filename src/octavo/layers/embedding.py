@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from octavo.layers.linear import weight_part
 from octavo.ops.base import Ops
 from octavo.quantization.base import WeightSource
 
@@ -14,7 +15,7 @@ HEAD = "lm_head.weight"
 class Embedding:
     """The token table, and the product that scores the vocabulary.
 
-    A tied model scores with the token table itself: a backend that packs weights holds it a second time, in its own layout.
+    A tied model scores with the token table itself; whether that is held once or twice is the backend's affair.
 
     Args:
         tied: whether the head is the token table.
@@ -26,8 +27,9 @@ class Embedding:
         self.ops = ops
         self.scale = scale
         self.softcap = softcap
-        self.table = weights[EMBEDDING].dense(ops.dtype).to(ops.device)
-        self.head = ops.pack_linear(self.table if tied else weights[HEAD].dense(ops.dtype))
+        table = weight_part(ops, weights, EMBEDDING)
+        self.head = ops.pack_linear([table if tied else weight_part(ops, weights, HEAD)])
+        self.table = ops.pack_embedding(table, self.head if tied else None)
 
     def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:
         """int64 [T] to [T, H]."""

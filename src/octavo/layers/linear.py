@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from octavo.ops.base import Ops
+from octavo.ops.base import Ops, WeightPart
 from octavo.quantization.base import WeightSource
+from octavo.quantization.formats import is_vocabulary, load_blocks, resolve
 
 
 class Linear:
@@ -20,14 +21,17 @@ class Linear:
         bias: whether each has a bias.
 
     Raises:
-        ModelLoadError: a tensor is missing.
+        ModelLoadError: a tensor is missing, or cannot be quantised as asked.
     """
+
+    gated = False
 
     def __init__(self, ops: Ops, weights: WeightSource, names: Sequence[str], bias: bool = False) -> None:
         self.ops = ops
         self.packed = ops.pack_linear(
-            _stacked(ops, weights, [f"{name}.weight" for name in names]),
-            _stacked(ops, weights, [f"{name}.bias" for name in names]) if bias else None,
+            [weight_part(ops, weights, f"{name}.weight") for name in names],
+            torch.cat([weights[f"{name}.bias"].dense(ops.dtype) for name in names]) if bias else None,
+            self.gated,
         )
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -35,6 +39,26 @@ class Linear:
         return self.ops.linear(x, self.packed)
 
 
-def _stacked(ops: Ops, weights: WeightSource, names: Sequence[str]) -> torch.Tensor:
-    parts = [weights[name].dense(ops.dtype) for name in names]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+class GatedLinear(Linear):
+    """act(gate x) * up x, with gate and up stacked in this order; see ``Linear``.
+
+    Args:
+        activation: ``silu`` or ``gelu_tanh``.
+    """
+
+    gated = True
+
+    def __init__(self, ops: Ops, weights: WeightSource, names: Sequence[str], activation: str, bias: bool = False) -> None:
+        super().__init__(ops, weights, names, bias)
+        self.activation = activation
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[T, in features] to [T, half the out features of all weights together]."""
+        return self.ops.gated_linear(x, self.packed, self.activation)
+
+
+def weight_part(ops: Ops, weights: WeightSource, name: str) -> WeightPart:
+    """A weight as the backend is to have it: in its blocks where there are some and the backend multiplies them, else dense."""
+    stored = weights[name]
+    blocks = load_blocks(stored, resolve(stored.format, weights.quantization, is_vocabulary(name))) if ops.runs_blocks else None
+    return stored.dense(ops.dtype) if blocks is None else blocks

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from octavo.layers.linear import Linear
+from octavo.layers.linear import GatedLinear, Linear
 from octavo.ops.base import Ops
 from octavo.quantization.base import WeightSource
 
@@ -29,11 +29,9 @@ class GatedMLP:
         activation: str,
         bias: bool,
     ) -> None:
-        self.ops = ops
-        self.activation = activation
-        self.gate_up = Linear(ops, weights, [f"{prefix}.{name}" for name in gate_up], bias)
+        self.gate_up = GatedLinear(ops, weights, [f"{prefix}.{name}" for name in gate_up], activation, bias)
         self.down = Linear(ops, weights, [f"{prefix}.down_proj"], bias)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[T, H] to [T, H]."""
-        return self.down(self.ops.gated_activation(self.gate_up(x), self.activation))
+        return self.down(self.gate_up(x))

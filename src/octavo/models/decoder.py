@@ -54,6 +54,9 @@ class Model:
         max_model_len: positions the rotary tables have.
         progress: told the fraction loaded after each layer.
 
+    Attributes:
+        ops: the kernels it runs on.
+
     Raises:
         ModelLoadError: a tensor is missing.
     """
@@ -68,6 +71,7 @@ class Model:
         progress: Callable[[float], None],
     ) -> None:
         self.config = config
+        self.ops = ops
         self.embedding = Embedding(ops, weights, config.tie_word_embeddings, config.embedding_scale, config.logit_softcap)
         parts = config.num_layers + 1
         progress(1 / parts)

@@ -1,6 +1,6 @@
 """From resolved files to a model's shape, its sampling defaults and its weights.
 
-Only ``open_weights`` imports torch, and only when called: the server process reads shapes without it.
+Imports no torch: the server process reads shapes and the memory plan formats without it. Weights import it when their values are read.
 """
 
 from __future__ import annotations
@@ -46,19 +46,26 @@ def read_generation_config(files: ModelFiles) -> dict[str, Any]:
     return read_gguf_generation_config(open_gguf(files.path)) if files.kind == "gguf" else read_hf_generation_config(files.path)
 
 
-def open_weights(files: ModelFiles, config: ModelConfig, load_format: str) -> WeightSource:
+def open_weights(files: ModelFiles, config: ModelConfig, load_format: str, quantization: str = "auto") -> WeightSource:
     """The checkpoint's tensors, under Hugging Face names and in Hugging Face layout.
 
     Args:
         files: what ``hub.resolve`` found.
         config: what ``read_model_config`` made of it.
         load_format: auto, safetensors, gguf or dummy (random weights; only the shape is read).
+        quantization: what layers make of matrices: auto, none, int8 or int4.
 
     Raises:
         ConfigError: ``load_format`` is not what the files are.
         ModelLoadError: a file is missing, cut short or lies, or a tensor is missing or has another shape than the configuration says.
         UnsupportedModelError: a tensor is stored in a way Octavo does not read, or the model would ignore it.
     """
+    source = _open_source(files, config, load_format)
+    source.quantization = quantization
+    return source
+
+
+def _open_source(files: ModelFiles, config: ModelConfig, load_format: str) -> WeightSource:
     if load_format == "dummy":
         from octavo.models.dummy_source import DummySource
 
@@ -69,6 +76,27 @@ def open_weights(files: ModelFiles, config: ModelConfig, load_format: str) -> We
     source = _open(files, config)
     _check_tensors(source, config, files)
     return source
+
+
+def stored_formats(files: ModelFiles, config: ModelConfig, load_format: str) -> dict[str, str]:
+    """How the tensors of a checkpoint that may be quantised are stored, from its header alone.
+
+    Args:
+        files: what ``hub.resolve`` found.
+        config: what ``read_model_config`` made of it.
+        load_format: as ``open_weights`` takes it.
+
+    Returns:
+        by Hugging Face name the storage type (one of ``quantization.gguf.BLOCKS``); empty where every tensor is dense.
+
+    Raises:
+        ModelLoadError: the header lies.
+        UnsupportedModelError: the model would ignore a tensor.
+    """
+    if files.kind != "gguf" or load_format == "dummy":
+        return {}
+    source = _open(files, config)
+    return {name: source[name].format for name in source.names()}
 
 
 def _open(files: ModelFiles, config: ModelConfig) -> WeightSource:

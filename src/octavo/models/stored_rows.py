@@ -1,13 +1,21 @@
-"""A tensor whose bytes lie row after row in a mapped file, whatever the file's format."""
+"""A tensor whose bytes lie row after row in a mapped file, whatever the file's format.
+
+Imports torch when values are read, not before: the memory plan asks for names, shapes and formats alone.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from octavo.quantization.base import StoredTensor
-from octavo.quantization.gguf_dequantize import dequantize
+
+if TYPE_CHECKING:
+    import torch
+
+    from octavo.ops.base import BlockWeight
 
 
 class StoredRows(StoredTensor):
@@ -40,19 +48,35 @@ class StoredRows(StoredTensor):
 
     def dense(self, dtype: torch.dtype, rows: slice | None = None) -> torch.Tensor:
         """See ``StoredTensor.dense``."""
+        import torch
+
         if len(self.shape) < 2:
             return self._vector(dtype, rows)
         if 0 in self.shape:
             return torch.empty(self.shape, dtype=dtype)
-        stored = self._data.reshape(self.shape[0], -1)
-        wanted = slice(None) if rows is None else rows
-        stored = stored[wanted] if self._row_order is None else stored[self._row_order[wanted]]
+        stored = self._rows(rows)
         out = torch.empty(len(stored), *self.shape[1:], dtype=dtype)
         self._decode(stored, out)
         return out
 
+    def blocks(self, rows: slice | None = None) -> BlockWeight | None:
+        """See ``StoredTensor.blocks``; rows in another order than the file's are copied, others may be views of it."""
+        if len(self.shape) != 2 or 0 in self.shape or self._shift:
+            return None
+        from octavo.quantization.blocks import block_weight
+
+        return block_weight(self._rows(rows), self.format)
+
+    def _rows(self, rows: slice | None) -> npt.NDArray[np.uint8]:
+        """The stored bytes of logical rows: uint8 [rows, bytes a row]."""
+        stored = self._data.reshape(self.shape[0], -1)
+        wanted = slice(None) if rows is None else rows
+        return stored[wanted] if self._row_order is None else stored[self._row_order[wanted]]
+
     def _vector(self, dtype: torch.dtype, rows: slice | None) -> torch.Tensor:
         """A tensor of one dimension is read whole: a block may span what is asked for."""
+        import torch
+
         out = torch.empty(self.shape, dtype=dtype)
         self._decode(self._data, out)
         if self._row_order is not None:
@@ -60,6 +84,10 @@ class StoredRows(StoredTensor):
         return out if rows is None else out[rows].contiguous()
 
     def _decode(self, stored: npt.NDArray[np.uint8], out: torch.Tensor) -> None:
+        import torch
+
+        from octavo.quantization.gguf_dequantize import dequantize
+
         if not self._shift:
             dequantize(stored.reshape(-1), self.format, out)
             return

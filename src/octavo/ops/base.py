@@ -1,15 +1,17 @@
 """The kernels' one interface. A backend implements ``Ops``; the layers call nothing else.
 
-Backends are peers: ``reference`` (plain torch, any device, the oracle), later ``cpu`` (C++) and ``cuda`` (Triton).
+Backends are peers: ``reference`` (plain torch, any device, the oracle), ``cpu`` (C++), later ``cuda`` (Triton).
 Shapes: T tokens in the step, S sequences, H hidden size, Hq query heads, Hk key/value heads, D head size, V vocabulary.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy.typing as npt
 import torch
 
 
@@ -60,16 +62,56 @@ class AttentionSpec:
     softcap: float | None = None
 
 
-@dataclass(slots=True)
-class KVLayer:
-    """One layer's view of the page pool.
+@dataclass(frozen=True, slots=True)
+class KVShape:
+    """How the page pool is cut: every block holds, layer by layer, its slots' keys and values.
 
     Attributes:
-        keys, values: [blocks, block size, Hk, D]; strided over the blocks of the pool, contiguous within one.
+        dtype: of cached values: float32, bfloat16, float16 or int8.
     """
 
-    keys: torch.Tensor
-    values: torch.Tensor
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    block_size: int
+    dtype: str
+
+
+class KVLayer:
+    """One layer's part of the page pool; only the backend that made it reads it."""
+
+    __slots__ = ()
+
+
+QUANT_BLOCK = 32
+"""Values of a row that share a scale, where a weight's scales are not one a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockWeight:
+    """A weight [N, K] as small integers: value = scale * (q - zero) + minimum.
+
+    K is a multiple of ``QUANT_BLOCK`` (B = 32 below). Arrays may be strided views of a mapped file; nothing here is writable for sure.
+
+    Attributes:
+        bits: 4 or 8.
+        values: 4 bits: uint8 [N, K / B, B / 2], byte ``i`` of a block holding value ``i`` (low nibble) and value ``i + B / 2`` (high);
+            8 bits: uint8 or int8 [N, K / B, B].
+        zero: what q counts from: 0 for int8 and wherever there is a minimum.
+        scales: float16 [N, K / B], or float32 [N, 1] for one scale a row (8 bits without a minimum only).
+        minima: float16 [N, K / B], or None.
+    """
+
+    bits: int
+    values: npt.NDArray[Any]
+    zero: int
+    scales: npt.NDArray[Any]
+    minima: npt.NDArray[Any] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        return self.values.shape[0], self.values.shape[1] * QUANT_BLOCK
 
 
 class PackedLinear:
@@ -83,28 +125,68 @@ class PackedLinear:
         self.out_features = out_features
 
 
+Forward = Callable[[torch.Tensor, AttentionBatch, list[KVLayer]], torch.Tensor]
+"""Token ids [T], the step and the pool's layers to final hidden rows [T, H]."""
+
+WeightPart = torch.Tensor | BlockWeight
+"""A weight [n, K] as the checkpoint has it: dense, or in its own precision."""
+
+
 class Ops(ABC):
-    """The fused operations a decoder needs. Outputs are new tensors unless a docstring says in place."""
+    """The fused operations a decoder needs. Outputs are new tensors unless a docstring says in place.
+
+    Attributes:
+        dtype: the compute type: of dense weights and of what they are multiplied with.
+        activation_dtype: of rows between operations; the compute type, or wider.
+        runs_blocks: whether weights in blocks are multiplied as they are, not turned dense first.
+    """
 
     name: str
+    runs_blocks = False
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device = device
         self.dtype = dtype
+        self.activation_dtype = dtype
 
     # ---- weights -----------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def pack_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedLinear:
-        """Lay out a weight [N, K] and bias [N] for ``linear``. The arguments may be freed afterwards."""
+    def pack_linear(self, parts: Sequence[WeightPart], bias: torch.Tensor | None = None, gated: bool = False) -> PackedLinear:
+        """Lay out a weight for ``linear``. The arguments may be freed afterwards.
+
+        Args:
+            parts: weights [n, K] each, stacked in this order to [N, K].
+            bias: [N].
+            gated: the upper half of the rows are gates, the lower half what they multiply: for ``gated_linear``.
+        """
 
     @abstractmethod
     def linear(self, x: torch.Tensor, weight: PackedLinear) -> torch.Tensor:
-        """[T, K] times the packed weight [N, K] transposed, plus its bias: [T, N] in x's dtype."""
+        """[T, K] times the packed weight [N, K] transposed, plus its bias: [T, N] in the activation type."""
 
     @abstractmethod
-    def embedding(self, token_ids: torch.Tensor, table: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
-        """Rows of ``table`` [V, H] at int64 ``token_ids`` [T], times ``scale`` (rounded to the dtype first).
+    def gated_linear(self, x: torch.Tensor, weight: PackedLinear, kind: str) -> torch.Tensor:
+        """act(gate) * up, where the product of [T, K] with a gated weight [2 I, K] is gate and up beside each other.
+
+        Args:
+            kind: of the activation: silu or gelu_tanh.
+
+        Returns:
+            [T, I] in the activation type.
+        """
+
+    @abstractmethod
+    def pack_embedding(self, table: WeightPart, head: PackedLinear | None) -> object:
+        """Lay out a token table [V, H] for ``embedding``.
+
+        Args:
+            head: the same weight packed for the scores, where a model uses one for both: a backend may look rows up in it.
+        """
+
+    @abstractmethod
+    def embedding(self, token_ids: torch.Tensor, table: object, scale: float = 1.0) -> torch.Tensor:
+        """Rows of a table at int64 ``token_ids`` [T], times ``scale`` (rounded to the compute type first).
 
         Returns:
             float32 [T, H], a new tensor: the start of the residual stream.
@@ -118,13 +200,13 @@ class Ops(ABC):
 
     @abstractmethod
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, plus_one: bool = False) -> torch.Tensor:
-        """RMSNorm over the last dimension of float32 or compute-type rows, computed in float32.
+        """RMSNorm over the last dimension of float32 or activation-type rows, computed in float32.
 
         Args:
             plus_one: multiply by 1 + weight.
 
         Returns:
-            x's shape in the compute type.
+            x's shape in the activation type.
         """
 
     @abstractmethod
@@ -134,13 +216,9 @@ class Ops(ABC):
         """``residual + x`` and its RMSNorm, as (normed, sum).
 
         Args:
-            x: [T, H] in the compute type.
+            x: [T, H] in the activation type.
             residual: float32 [T, H]; may be overwritten with the sum.
         """
-
-    @abstractmethod
-    def gated_activation(self, gate_up: torch.Tensor, kind: str) -> torch.Tensor:
-        """act(gate) * up for [T, 2 I] holding gate then up; ``kind`` is silu or gelu_tanh: [T, I]."""
 
     # ---- attention ---------------------------------------------------------------------------------------------------
 
@@ -172,5 +250,24 @@ class Ops(ABC):
     # ---- pool --------------------------------------------------------------------------------------------------------
 
     @abstractmethod
+    def kv_layers(self, pool: torch.Tensor, shape: KVShape) -> list[KVLayer]:
+        """The layers' parts of a byte pool uint8 [blocks, bytes a block], in the backend's own layout.
+
+        Raises:
+            ValueError: the pool's blocks have another size than the layout asks for, or the shape is one the backend does not have.
+        """
+
+    @abstractmethod
     def copy_blocks(self, pool: torch.Tensor, copies: list[tuple[int, int]]) -> None:
         """Copy whole blocks of the byte pool [blocks, bytes a block] in place, (source, destination) each, as if at once."""
+
+    # ---- the whole pass ----------------------------------------------------------------------------------------------
+
+    def prepare_forward(self, forward: Forward, kv: list[KVLayer]) -> Callable[[torch.Tensor, AttentionBatch], torch.Tensor]:
+        """The fastest way this backend has to run a model's forward pass again and again; the same bits as calling it.
+
+        Args:
+            forward: a model's forward pass, of this backend's operations alone.
+            kv: the pool's layers, the same ones in every call.
+        """
+        return lambda token_ids, batch: forward(token_ids, batch, kv)

@@ -18,14 +18,15 @@ by row. oneDNN splits the sums of a product by the number of rows it is given, w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
-from octavo.ops.base import AttentionBatch, AttentionSpec, KVLayer, Ops, PackedLinear
-from octavo.ops.reference_attention import paged_attention, pool_rows, row_view, rows_per_block
+from octavo.ops.base import AttentionBatch, AttentionSpec, BlockWeight, KVLayer, KVShape, Ops, PackedLinear, WeightPart
+from octavo.ops.reference_attention import TorchKVLayer, paged_attention, pool_rows, row_view, rows_per_block
 
 EXACT_ROWS = 32
 """Most rows a bfloat16 product is given at once. Up to here oneDNN sums every row alike (22 shapes tried, 1 and 2 threads); beyond,
@@ -52,9 +53,10 @@ class ReferenceOps(Ops):
 
     # ---- weights -----------------------------------------------------------------------------------------------------
 
-    def pack_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedLinear:
+    def pack_linear(self, parts: Sequence[WeightPart], bias: torch.Tensor | None = None, gated: bool = False) -> PackedLinear:
+        dense = [_dense(part, self.dtype) for part in parts]
+        weight = (dense[0] if len(dense) == 1 else torch.cat(dense)).to(self.device, self.dtype)
         out_features, in_features = weight.shape
-        weight = weight.to(self.device, self.dtype)
         if self._prepack:
             weight = torch.ops.mkldnn._reorder_linear_weight(weight, EXACT_ROWS)
         if bias is not None:
@@ -67,8 +69,19 @@ class ReferenceOps(Ops):
             return F.linear(x, data, bias)
         return _exactly(lambda rows: _product(rows, data, bias), x)
 
-    def embedding(self, token_ids: torch.Tensor, table: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
-        rows = F.embedding(token_ids, table)
+    def gated_linear(self, x: torch.Tensor, weight: PackedLinear, kind: str) -> torch.Tensor:
+        gate, up = self.linear(x, weight).chunk(2, dim=-1)
+        if kind == "silu":
+            return F.silu(gate).mul_(up)
+        if kind == "gelu_tanh":
+            return F.gelu(gate, approximate="tanh").mul_(up)
+        raise ValueError(f"activation {kind!r} is not one of silu, gelu_tanh")
+
+    def pack_embedding(self, table: WeightPart, head: PackedLinear | None) -> torch.Tensor:
+        return _dense(table, self.dtype).to(self.device, self.dtype)
+
+    def embedding(self, token_ids: torch.Tensor, table: object, scale: float = 1.0) -> torch.Tensor:
+        rows = F.embedding(token_ids, cast("torch.Tensor", table))
         if scale != 1.0:
             rows = rows.mul_(torch.tensor(scale, dtype=rows.dtype).item())
         return rows.float()
@@ -93,14 +106,6 @@ class ReferenceOps(Ops):
         residual.add_(x.float())
         return self.rms_norm(residual, weight, eps, plus_one), residual
 
-    def gated_activation(self, gate_up: torch.Tensor, kind: str) -> torch.Tensor:
-        gate, up = gate_up.chunk(2, dim=-1)
-        if kind == "silu":
-            return F.silu(gate).mul_(up)
-        if kind == "gelu_tanh":
-            return F.gelu(gate, approximate="tanh").mul_(up)
-        raise ValueError(f"activation {kind!r} is not one of silu, gelu_tanh")
-
     # ---- attention ---------------------------------------------------------------------------------------------------
 
     def rotary_and_cache(
@@ -112,6 +117,7 @@ class ReferenceOps(Ops):
         batch: AttentionBatch,
         kv: KVLayer,
     ) -> torch.Tensor:
+        assert isinstance(kv, TorchKVLayer)
         rotated = _rotate(torch.cat((q, k), dim=1), *_cos_sin(batch, cos_sin))
         q, k = torch.split(rotated, [q.shape[1], k.shape[1]], dim=1)
         rows = _write_rows(batch, kv)
@@ -120,9 +126,22 @@ class ReferenceOps(Ops):
         return q
 
     def paged_attention(self, q: torch.Tensor, batch: AttentionBatch, kv: KVLayer, spec: AttentionSpec) -> torch.Tensor:
+        assert isinstance(kv, TorchKVLayer)
         return paged_attention(q, batch, kv, spec)
 
     # ---- pool --------------------------------------------------------------------------------------------------------
+
+    def kv_layers(self, pool: torch.Tensor, shape: KVShape) -> list[KVLayer]:
+        """Views of the pool. A block holds [layers, keys and values, block_size, Hk, D]."""
+        if shape.dtype == "int8":
+            raise ValueError("the reference kernels have no int8 cache")
+        dtype: torch.dtype = getattr(torch, shape.dtype)
+        sizes = (shape.num_layers, 2, shape.block_size, shape.num_kv_heads, shape.head_dim)
+        block_bytes = torch.Size(sizes).numel() * dtype.itemsize
+        if pool.shape[1] != block_bytes:
+            raise ValueError(f"the pool's blocks have {pool.shape[1]} bytes; {list(sizes)} values of {dtype} take {block_bytes}")
+        blocks = pool.view(dtype).view(-1, *sizes)
+        return [TorchKVLayer(keys=blocks[:, layer, 0], values=blocks[:, layer, 1]) for layer in range(shape.num_layers)]
 
     def copy_blocks(self, pool: torch.Tensor, copies: list[tuple[int, int]]) -> None:
         if copies:
@@ -134,6 +153,20 @@ class ReferenceOps(Ops):
         if eps not in self._epsilons:
             self._epsilons[eps] = torch.tensor(eps, device=self.device)
         return self._epsilons[eps]
+
+
+def _dense(part: WeightPart, dtype: torch.dtype) -> torch.Tensor:
+    """A weight part as a tensor; blocks are spelled out."""
+    if not isinstance(part, BlockWeight):
+        return part
+    values = torch.from_numpy(np.array(part.values))
+    if part.bits == 4:
+        values = torch.cat((values & 15, values >> 4), dim=-1)
+    scales = torch.from_numpy(np.array(part.scales)).float()
+    dense = (values.float() - part.zero) * scales.unsqueeze(-1)
+    if part.minima is not None:
+        dense += torch.from_numpy(np.array(part.minima)).float().unsqueeze(-1)
+    return dense.flatten(1).to(dtype)
 
 
 def _onednn_packs(dtype: torch.dtype) -> bool:
@@ -191,7 +224,7 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) -> tor
     return rotated if dim == x.shape[-1] else torch.cat((rotated, x[..., dim:]), dim=-1)
 
 
-def _write_rows(batch: AttentionBatch, kv: KVLayer) -> torch.Tensor:
+def _write_rows(batch: AttentionBatch, kv: TorchKVLayer) -> torch.Tensor:
     """The pool rows of the step's slots, worked out once a step."""
     per_block = rows_per_block(kv.keys)
     key = ("write", per_block)

@@ -28,6 +28,18 @@ KEY_RUN = 512
 
 
 @dataclass(slots=True)
+class TorchKVLayer(KVLayer):
+    """One layer's view of the page pool.
+
+    Attributes:
+        keys, values: [blocks, block size, Hk, D]; strided over the blocks of the pool, contiguous within one.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
+@dataclass(slots=True)
 class _DecodeGroup:
     """Sequences with one query row each.
 
@@ -87,7 +99,7 @@ class _Plan:
     band_start: int
 
 
-def paged_attention(q: torch.Tensor, batch: AttentionBatch, kv: KVLayer, spec: AttentionSpec) -> torch.Tensor:
+def paged_attention(q: torch.Tensor, batch: AttentionBatch, kv: TorchKVLayer, spec: AttentionSpec) -> torch.Tensor:
     """See ``Ops.paged_attention``."""
     key = ("attention", spec.window)
     if key not in batch.plans:
@@ -104,7 +116,7 @@ def paged_attention(q: torch.Tensor, batch: AttentionBatch, kv: KVLayer, spec: A
     return out
 
 
-def _decode(q: torch.Tensor, group: _DecodeGroup, kv: KVLayer, spec: AttentionSpec) -> torch.Tensor:
+def _decode(q: torch.Tensor, group: _DecodeGroup, kv: TorchKVLayer, spec: AttentionSpec) -> torch.Tensor:
     """One row a sequence, [S, Hq, D]. The query heads that share a key head are laid out as that head's query rows."""
     keys, values = _gather(kv, group.slots, q.dtype)
     shape = (group.size, group.length, spec.num_kv_heads, spec.head_dim)
@@ -113,7 +125,7 @@ def _decode(q: torch.Tensor, group: _DecodeGroup, kv: KVLayer, spec: AttentionSp
     return out.reshape(q.shape)
 
 
-def _attend_chunk(q: torch.Tensor, out: torch.Tensor, chunk: _Chunk, plan: _Plan, kv: KVLayer, spec: AttentionSpec) -> None:
+def _attend_chunk(q: torch.Tensor, out: torch.Tensor, chunk: _Chunk, plan: _Plan, kv: TorchKVLayer, spec: AttentionSpec) -> None:
     """One sequence's rows, written to its rows of ``out`` [T, Hq, D]."""
     shape = (1, -1, spec.num_kv_heads, spec.head_dim)
     keys, values = (gathered.view(shape).transpose(1, 2) for gathered in _gather(kv, chunk.slots, q.dtype))
@@ -156,12 +168,12 @@ def _key_multiple(dtype: torch.dtype) -> int:
 
 
 def rows_per_block(layer: torch.Tensor) -> int:
-    """Rows of Hk * D values from a block's keys to the next block's, in ``KVLayer.keys`` or ``values``."""
+    """Rows of Hk * D values from a block's keys to the next block's, in ``TorchKVLayer.keys`` or ``values``."""
     return layer.stride(0) // layer.stride(1)
 
 
 def row_view(layer: torch.Tensor) -> torch.Tensor:
-    """``KVLayer.keys`` or ``values`` as a contiguous matrix of Hk * D values a row.
+    """``TorchKVLayer.keys`` or ``values`` as a contiguous matrix of Hk * D values a row.
 
     A block's first token is at row ``block * rows_per_block``. Rows between blocks belong to other layers. Whole-row
     copies are several times as fast as indexing by block and offset.
@@ -176,7 +188,7 @@ def pool_rows(slots: torch.Tensor, block_size: int, per_block: int) -> torch.Ten
     return slots + blocks * (per_block - block_size)
 
 
-def _gather(kv: KVLayer, rows: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def _gather(kv: TorchKVLayer, rows: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values at pool rows, each [len(rows), Hk * D] in ``dtype``."""
     return row_view(kv.keys).index_select(0, rows).to(dtype), row_view(kv.values).index_select(0, rows).to(dtype)
 
@@ -201,7 +213,7 @@ class _Span:
     end: int
 
 
-def _plan(batch: AttentionBatch, kv: KVLayer, spec: AttentionSpec, dtype: torch.dtype) -> _Plan:
+def _plan(batch: AttentionBatch, kv: TorchKVLayer, spec: AttentionSpec, dtype: torch.dtype) -> _Plan:
     per_block = rows_per_block(kv.keys)
     decoding: list[_Span] = []
     chunks: list[_Chunk] = []

@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import torch
 
+from octavo import env
+from octavo.errors import ConfigError
 from octavo.ops.base import Ops
+
+REFERENCE = "reference"
 
 
 def select_ops(device: torch.device, dtype: torch.dtype) -> Ops:
-    """The kernels for a device and a compute type. The reference serves every device.
+    """The kernels for a device and a compute type.
+
+    A CPU runs float32 and bfloat16 on the C++ kernels of the best instruction set it has, on as many threads as torch is set to use;
+    ``$OCTAVO_CPU_KERNELS`` names another set. Everything else runs on the reference.
 
     Args:
         device: where weights and activations live.
         dtype: float32, bfloat16 or float16.
-    """
-    from octavo.ops.reference import ReferenceOps
 
-    return ReferenceOps(device, dtype)
+    Raises:
+        ConfigError: ``$OCTAVO_CPU_KERNELS`` names kernels that there are not here.
+    """
+    wanted = env.cpu_kernels()
+    if device.type != "cpu" or dtype == torch.float16 or wanted == REFERENCE:
+        from octavo.ops.reference import ReferenceOps
+
+        return ReferenceOps(device, dtype)
+    from octavo.ops._cpu import kernel_sets
+    from octavo.ops.cpu.backend import CpuOps
+
+    if wanted and wanted not in kernel_sets():
+        raise ConfigError(f"OCTAVO_CPU_KERNELS={wanted!r} is not one of {', '.join(kernel_sets())} and {REFERENCE}, which run here.")
+    return CpuOps(dtype, torch.get_num_threads(), wanted)

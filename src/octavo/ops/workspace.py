@@ -23,3 +23,26 @@ def attention_workspace(context: int, num_heads: int, num_kv_heads: int, head_di
         return gathered
     spelled_out = 2 * context * num_heads * head_dim * 4 + 3 * QUERY_TILE_ROWS * num_heads * context * 4
     return gathered + spelled_out
+
+
+CPU_SLOT_TILE = 16
+"""Slots whose keys lie side by side in the C++ kernels' cache: a block holds a multiple of it."""
+
+CPU_PIECE_ROWS = 512
+"""Rows that the C++ kernels' recorded pass computes at once: enough to use a weight well once it is in the cache, few enough for
+activations to stay there."""
+
+_CPU_SCRATCH_BYTES = 32 * 2**20
+"""Of all threads and what they share, attention's partial results included."""
+
+
+def cpu_workspace(tokens: int, hidden_size: int, intermediate_size: int, qkv_size: int) -> int:
+    """Most bytes that the C++ kernels' recorded pass takes for a step.
+
+    Args:
+        tokens: most rows of a step.
+        qkv_size: columns of a row's queries, keys and values.
+    """
+    buffers = 3 * hidden_size + 2 * qkv_size + 3 * intermediate_size
+    operands = max(hidden_size, intermediate_size, qkv_size)
+    return 4 * (2 * tokens * hidden_size + CPU_PIECE_ROWS * (buffers + operands)) + _CPU_SCRATCH_BYTES

@@ -1,14 +1,18 @@
 """Weights as they are stored, and where they come from.
 
 A layer asks a ``WeightSource`` for its tensors by their Hugging Face names and hands them to the backend, which packs them.
-Models know nothing of files or formats.
+Models know nothing of files or formats. Imports no torch.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
+
+    from octavo.ops.base import BlockWeight
 
 
 class StoredTensor(ABC):
@@ -33,9 +37,23 @@ class StoredTensor(ABC):
             rows: only these rows of the first dimension (all when None).
         """
 
+    def blocks(self, rows: slice | None = None) -> BlockWeight | None:
+        """The values in their stored precision, or None where they are stored dense (or cannot be had without decoding them).
+
+        Args:
+            rows: only these rows (all when None).
+        """
+        return None
+
 
 class WeightSource(ABC):
-    """A checkpoint's tensors under Hugging Face names and in Hugging Face layout, whatever file they come from."""
+    """A checkpoint's tensors under Hugging Face names and in Hugging Face layout, whatever file they come from.
+
+    Attributes:
+        quantization: what ``--quantization`` asks of its matrices; ``quantization.formats`` says what that means.
+    """
+
+    quantization = "auto"
 
     @abstractmethod
     def __contains__(self, name: str) -> bool: ...

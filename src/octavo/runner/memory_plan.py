@@ -5,15 +5,21 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from octavo.config import EngineOptions
 from octavo.errors import ConfigError, MemoryPlanError
 from octavo.models.config import ModelConfig
-from octavo.ops.workspace import attention_workspace
+from octavo.models.expected_tensors import expected_tensors
+from octavo.ops.workspace import CPU_SLOT_TILE, attention_workspace, cpu_workspace
+from octavo.quantization.formats import DENSE, DTYPE_BYTES, PackedFormat, is_vocabulary, packed_bytes, resolve
 from octavo.runner.device import Device
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+KV_SCALE_BYTES = 4
+"""int8 keys (and values) have a float32 scale for each token and head."""
 
 LOGITS_ROWS = 64
 """Rows whose logits exist at once: the runner computes and samples them in chunks of this many, which bounds the bill."""
@@ -32,6 +38,7 @@ class MemoryPlan:
         num_blocks, block_size, block_bytes: the pool's pages.
         max_model_len: the context limit in tokens that results.
         dtype, kv_dtype: resolved compute and cache types.
+        weight_formats: how the weights are held, in words.
         notes: decisions worth a line to the user.
     """
 
@@ -48,6 +55,7 @@ class MemoryPlan:
     max_num_seqs: int
     dtype: str
     kv_dtype: str
+    weight_formats: str
     notes: tuple[str, ...] = ()
 
     @property
@@ -73,7 +81,7 @@ class MemoryPlan:
         """(part, bytes, note) in the order of the bill, the total and what is free last."""
         pages = f"{self.num_blocks} blocks of {self.block_size} tokens in {self.kv_dtype}: {self.pool_tokens} tokens"
         return [
-            ("weights", self.weights, self.dtype),
+            ("weights", self.weights, self.weight_formats),
             ("KV pool", self.kv_pool, pages),
             ("activations", self.activations, f"steps of up to {LOGITS_ROWS} rows of logits at a time"),
             ("runtime", self.runtime, "the process before it holds a model"),
@@ -82,26 +90,84 @@ class MemoryPlan:
         ]
 
 
-def weight_bytes(config: ModelConfig, dtype: str) -> int:
-    """Bytes of all parameters in the compute type.
+def computes_in_blocks(device: Device, dtype: str) -> bool:
+    """Whether products run on quantised weights as they are; elsewhere the reference kernels do, which want them dense."""
+    return device.kind == "cpu" and dtype in ("float32", "bfloat16")
 
-    A tied embedding counts twice: the table that tokens are looked up in, and the copy packed for the product with it.
+
+def matrix_formats(config: ModelConfig, quantization: str, formats: Mapping[str, str] | None = None) -> dict[str, PackedFormat]:
+    """How each weight of a matrix product is held.
+
+    Args:
+        quantization: the option.
+        formats: how tensors are stored, by Hugging Face name; those that are not in it are dense.
+
+    Returns:
+        by Hugging Face name; the embedding table is one of them, since a tied one is the head too.
     """
-    hidden, heads, kv_heads, dim = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
-    attention = hidden * (heads + 2 * kv_heads) * dim + heads * dim * hidden
-    mlp = 3 * hidden * config.intermediate_size
-    norms = (4 if config.norm_plus_one else 2) * hidden + 2 * dim
-    biases = (heads + 2 * kv_heads) * dim + hidden + 2 * config.intermediate_size + hidden
-    parameters = config.num_layers * (attention + mlp + norms + biases) + 2 * config.vocab_size * config.hidden_size + hidden
-    return parameters * DTYPE_BYTES[dtype]
+    stored = formats or {}
+    return {
+        name: resolve(stored.get(name, "F32"), quantization, is_vocabulary(name))
+        for name, shape in expected_tensors(config).items()
+        if len(shape) == 2
+    }
 
 
-def activation_bytes(config: ModelConfig, options: EngineOptions, dtype: str, context: int) -> int:
-    """Bytes of a step's temporaries at the token and sequence budgets: the widest layer, the logits, attention over ``context`` tokens."""
+def weight_bytes(config: ModelConfig, dtype: str, matrices: Mapping[str, PackedFormat] | None = None) -> int:
+    """Bytes of all parameters.
+
+    Args:
+        dtype: compute type.
+        matrices: how matrices are held; None for the reference kernels, which hold them dense, and a tied table twice: once for look-ups,
+            once laid out for the product. Kernels that compute in blocks look tokens up in the packed table itself.
+    """
+    total = 0
+    for name, shape in expected_tensors(config).items():
+        if len(shape) == 1:
+            total += 4 * shape[0]  # norms are kept in float32; biases are counted so
+        elif matrices is None:
+            total += math.prod(shape) * DTYPE_BYTES[dtype]
+        else:
+            rows, columns = shape
+            total += packed_bytes(matrices[name], rows, columns, dtype)
+    if matrices is None and config.tie_word_embeddings:
+        total += config.vocab_size * config.hidden_size * DTYPE_BYTES[dtype]
+    return total
+
+
+def describe_formats(matrices: Mapping[str, PackedFormat], dtype: str) -> str:
+    """The formats in words, such as ``4-bit blocks, vocabulary 8-bit blocks; computed in bfloat16``."""
+    layers = Counter(packed.label for name, packed in matrices.items() if not is_vocabulary(name))
+    vocabulary = Counter(packed.label for name, packed in matrices.items() if is_vocabulary(name))
+    if {*layers, *vocabulary} == {DENSE.label}:
+        return dtype
+    if len(layers) == 1:
+        parts = list(layers)
+    else:
+        parts = [f"{count} {label}" for label, count in layers.most_common()]
+    return f"{', '.join(parts)}, vocabulary {' and '.join(vocabulary)}; computed in {dtype}"
+
+
+def block_bytes(config: ModelConfig, block_size: int, kv_dtype: str) -> int:
+    """Bytes of a block of the pool: keys and values of all layers, and the scales that int8 ones have."""
+    if kv_dtype != "int8":
+        return config.kv_values_per_token * block_size * DTYPE_BYTES[kv_dtype]
+    return (config.kv_values_per_token + 2 * config.num_layers * config.num_kv_heads * KV_SCALE_BYTES) * block_size
+
+
+def activation_bytes(config: ModelConfig, options: EngineOptions, dtype: str, context: int, in_blocks: bool) -> int:
+    """Bytes of a step's temporaries at the token and sequence budgets.
+
+    Args:
+        context: the longest context: the reference kernels gather it for attention.
+        in_blocks: see ``computes_in_blocks``.
+    """
     tokens = options.scheduler.max_num_batched_tokens
     heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-    row = 4 * config.hidden_size + 3 * config.intermediate_size + 3 * heads
     logits = min(LOGITS_ROWS, options.scheduler.max_num_seqs) * config.vocab_size * 4 * _SAMPLER_COPIES
+    if in_blocks:
+        return cpu_workspace(tokens, config.hidden_size, config.intermediate_size, heads) + logits
+    row = 4 * config.hidden_size + 3 * config.intermediate_size + 3 * heads
     # Norms and rotations compute in float32 beside the activations themselves.
     attention = attention_workspace(
         context, config.num_heads, config.num_kv_heads, config.head_dim, DTYPE_BYTES[dtype], config.attention_softcap is not None
@@ -109,15 +175,22 @@ def activation_bytes(config: ModelConfig, options: EngineOptions, dtype: str, co
     return tokens * row * (DTYPE_BYTES[dtype] + 4) + logits + attention
 
 
-def plan_memory(config: ModelConfig, options: EngineOptions, device: Device, available: int | None = None) -> MemoryPlan:
+def plan_memory(
+    config: ModelConfig,
+    options: EngineOptions,
+    device: Device,
+    available: int | None = None,
+    formats: Mapping[str, str] | None = None,
+) -> MemoryPlan:
     """Compute the bill.
 
     Args:
         available: free bytes to plan against; asked from the device when None.
+        formats: what ``models.loader.stored_formats`` says of the checkpoint; None for one that is dense.
 
     Raises:
         MemoryPlanError: the weights or one full context do not fit, with the figures and what to change.
-        ConfigError: ``max_model_len`` exceeds the model's own limit.
+        ConfigError: ``max_model_len`` exceeds the model's own limit, or the device or the compute type has no kernels for what is asked.
     """
     available = device.free_bytes() if available is None else available
     dtype = options.model.dtype if options.model.dtype != "auto" else device.default_dtype(config.dtype)
@@ -125,22 +198,48 @@ def plan_memory(config: ModelConfig, options: EngineOptions, device: Device, ava
     wanted_len = options.model.max_model_len or config.max_position_embeddings
     if wanted_len > config.max_position_embeddings:
         raise ConfigError(f"max_model_len={wanted_len} is more than the {config.max_position_embeddings} tokens the model is made for.")
+    matrices = matrix_formats(config, options.model.quantization, formats)
+    described = describe_formats(matrices, dtype)
+    in_blocks = computes_in_blocks(device, dtype)
+    if in_blocks:
+        _refuse_caches(options, kv_dtype)
+    else:
+        _refuse_blocks(options, device, dtype)
+        described = dtype if described == dtype else f"{dtype}, dequantised at load"
     plan = MemoryPlan(
         device=device.kind,
         available=available,
-        weights=weight_bytes(config, dtype),
+        weights=weight_bytes(config, dtype, matrices if in_blocks else None),
         kv_pool=0,
-        activations=activation_bytes(config, options, dtype, wanted_len),
+        activations=activation_bytes(config, options, dtype, wanted_len, in_blocks),
         runtime=device.runtime_bytes,
         num_blocks=0,
         block_size=options.cache.block_size,
-        block_bytes=config.kv_values_per_token * options.cache.block_size * DTYPE_BYTES[kv_dtype],
+        block_bytes=block_bytes(config, options.cache.block_size, kv_dtype),
         max_model_len=wanted_len,
         max_num_seqs=options.scheduler.max_num_seqs,
         dtype=dtype,
         kv_dtype=kv_dtype,
+        weight_formats=described,
     )
     return _fit_context(_with_pool(plan, options, device), options)
+
+
+def _refuse_blocks(options: EngineOptions, device: Device, dtype: str) -> None:
+    """What only kernels that compute in blocks can do is refused where others run."""
+    needs = f"needs --device cpu and dtype float32 or bfloat16; this is {device.kind} and {dtype}"
+    if options.model.quantization in ("int8", "int4"):
+        raise ConfigError(f"quantization={options.model.quantization} {needs}.")
+    if options.cache.kv_cache_dtype == "int8":
+        raise ConfigError(f"kv_cache_dtype=int8 {needs}.")
+
+
+def _refuse_caches(options: EngineOptions, kv_dtype: str) -> None:
+    """What the CPU's kernels cannot do."""
+    if kv_dtype == "float16":
+        raise ConfigError("kv_cache_dtype=float16 needs a GPU or dtype float16; on a CPU use bfloat16, which takes as much, or int8.")
+    if options.cache.block_size % CPU_SLOT_TILE:
+        raise ConfigError(f"block_size={options.cache.block_size}: on a CPU it must be a multiple of {CPU_SLOT_TILE}.")
 
 
 def _with_pool(plan: MemoryPlan, options: EngineOptions, device: Device) -> MemoryPlan:

@@ -12,12 +12,12 @@ import torch
 from octavo.batch import Batch, SampledToken, ScheduledSequence, StepResult, TokenLogprobs
 from octavo.config import EngineOptions
 from octavo.errors import InvalidLogitsError
-from octavo.layers.attention import kv_layers
 from octavo.log import get_logger
 from octavo.models.config import ModelConfig
 from octavo.models.hub import ModelFiles
 from octavo.models.loader import open_weights
 from octavo.models.registry import build_model
+from octavo.ops.base import KVShape
 from octavo.ops.select import select_ops
 from octavo.runner.device import Device
 from octavo.runner.input_batch import InputBatch, StepInputs
@@ -50,11 +50,12 @@ class Runner:
         self.config = config
         dtype: torch.dtype = getattr(torch, plan.dtype)
         self.ops = select_ops(self.torch_device, dtype)
-        weights = open_weights(files, config, options.model.load_format)
+        weights = open_weights(files, config, options.model.load_format, options.model.quantization)
         # Not under inference mode: loaders fill tensors from threads of their own, where that mode would not hold.
         self.model = build_model(config, weights, self.ops, plan.max_model_len, lambda fraction: progress("loading", fraction))
         self.pool = device.allocate_pool(plan.num_blocks, plan.block_bytes)
-        self.kv = kv_layers(self.pool, config, plan.block_size, getattr(torch, plan.kv_dtype))
+        shape = KVShape(config.num_layers, config.num_kv_heads, config.head_dim, plan.block_size, plan.kv_dtype)
+        self.forward = self.ops.prepare_forward(self.model.forward, self.ops.kv_layers(self.pool, shape))
         self.inputs = InputBatch(plan.max_num_seqs, plan.max_model_len, plan.block_size, config.vocab_size, self.torch_device)
         self.sampler = Sampler()
 
@@ -67,7 +68,7 @@ class Runner:
         if not batch.scheduled:
             return StepResult([])
         step = self.inputs.prepare(batch.scheduled)
-        hidden = self.model.forward(step.token_ids, step.attention, self.kv)
+        hidden = self.forward(step.token_ids, step.attention)
         sampled, failed = self._sample(hidden, step)
         return StepResult(sampled, self._prompt_logprobs(hidden, batch.scheduled), failed)
 

@@ -38,6 +38,8 @@ def test_every_option_has_a_flag(capsys):
     [
         ("--max-model-len 4096", "model", "max_model_len", 4096),
         ("--dtype float32", "model", "dtype", "float32"),
+        ("--quantization int4", "model", "quantization", "int4"),
+        ("--kv-cache-dtype int8", "cache", "kv_cache_dtype", "int8"),
         ("--seed -5", "model", "seed", -5),
         ("--kv-cache-memory-bytes 4G", "cache", "kv_cache_memory_bytes", 4 * 2**30),
         ("--kv-cache-memory-bytes 1e9", "cache", "kv_cache_memory_bytes", 10**9),
@@ -100,6 +102,7 @@ def test_two_different_models_are_refused():
         (["--kv-cache-memory-bytes", "4Q"], ["--kv-cache-memory-bytes", "4G", "'4Q'"]),
         (["--block-size", "7"], ["--block-size", "8, 16, 32, 64, 128"]),
         (["--dtype", "int3"], ["--dtype", "bfloat16"]),
+        (["--quantization", "awq"], ["--quantization", "auto, none, int8, int4", "'awq'"]),
         (["--dtype"], ["--dtype", "expected one argument"]),
         (["-tp", "2"], ["tensor_parallel_size=2"]),
         (["--max-num-seqs", "0"], ["max_num_seqs", "at least 1"]),

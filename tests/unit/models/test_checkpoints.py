@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,13 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import save_file
+from weight_blocks import spelled_out
 
 from octavo.errors import ConfigError, ModelLoadError, UnsupportedModelError
 from octavo.models.config import ModelConfig
 from octavo.models.expected_tensors import expected_tensors
 from octavo.models.hub import ModelFiles, resolve
-from octavo.models.loader import open_weights, read_generation_config, read_model_config
+from octavo.models.loader import open_weights, read_generation_config, read_model_config, stored_formats
 
 torch.set_num_threads(1)
 
@@ -199,6 +202,33 @@ def test_quantised_rows_are_put_back_in_order(tmp_path: Path, storage: str) -> N
     source = open_weights(files, read_model_config(files), "gguf")
     assert source["model.layers.0.self_attn.q_proj.weight"].format == storage
     assert_holds(files, read_model_config(files), tensors)
+    for name, tensor in tensors.items():
+        blocks = source[name].blocks()
+        assert (blocks is None) == (tensor.ndim == 1 or not storage.startswith("Q"))
+        if blocks is not None:
+            assert np.array_equal(spelled_out(blocks), tensor.numpy())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_formats_are_read_from_the_header_under_the_same_names(tmp_path: Path, family: str) -> None:
+    config = write_config(tmp_path / "hf", family)
+    tensors = random_tensors(config)
+    files = write_gguf(tmp_path / "model.gguf", family, config, tensors, "Q8_0")
+    read = read_model_config(files)
+    assert stored_formats(files, read, "auto") == {name: "Q8_0" if tensor.ndim > 1 else "F32" for name, tensor in tensors.items()}
+    assert stored_formats(files, read, "dummy") == {}
+    assert stored_formats(resolve(str(tmp_path / "hf")), config, "auto") == {}
+
+
+def test_formats_are_read_without_torch(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "hf", "llama")
+    write_gguf(tmp_path / "model.gguf", "llama", config, random_tensors(config))
+    code = (
+        "import sys; from octavo.models import hub, loader; files = hub.resolve(sys.argv[1])\n"
+        "print(len(loader.stored_formats(files, loader.read_model_config(files), 'auto')), 'torch' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code, str(tmp_path / "model.gguf")], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == [str(len(expected_tensors(config))), "False"]
 
 
 def test_a_tensor_that_the_model_would_ignore_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ import pytest
 from octavo.config import EngineOptions, engine_options
 from octavo.errors import ConfigError, MemoryPlanError
 from octavo.models.config import ModelConfig, RotaryConfig
-from octavo.runner.device import CpuDevice
-from octavo.runner.memory_plan import MemoryPlan, gib, plan_memory, weight_bytes
+from octavo.models.expected_tensors import expected_tensors
+from octavo.runner.device import CpuDevice, CudaDevice
+from octavo.runner.memory_plan import MemoryPlan, gib, matrix_formats, plan_memory, weight_bytes
 
 GIB = 2**30
 CONFIG = ModelConfig(
@@ -32,15 +34,70 @@ CONFIG = ModelConfig(
 )
 
 
-def plan(available: int = 8 * GIB, **options: Any) -> MemoryPlan:
-    return plan_memory(CONFIG, engine_options(dtype="bfloat16", **options), CpuDevice(), available)
+PARAMETERS = 134_515_008  # of SmolLM2-135M, the tied table counted once
+NORMS = (2 * 30 + 1) * 576
+TABLE = 49152 * 576
+EMBEDDED = {
+    name: "F32" if len(shape) == 1 else "Q4_1" if name.startswith("model.layers.") else "Q8_0"
+    for name, shape in expected_tensors(CONFIG).items()
+}
 
 
-def test_weights_are_the_parameters_and_the_packed_copy_of_a_tied_table() -> None:
-    parameters = 134_515_008  # of SmolLM2-135M, the tied table counted once
-    expected = 2 * (parameters + 49152 * 576)
-    assert expected <= weight_bytes(CONFIG, "bfloat16") <= expected * 1.01
-    assert weight_bytes(CONFIG, "float32") == 2 * weight_bytes(CONFIG, "bfloat16")
+def plan(available: int = 8 * GIB, formats: dict[str, str] | None = None, **options: Any) -> MemoryPlan:
+    return plan_memory(CONFIG, engine_options(**{"dtype": "bfloat16"} | options), CpuDevice(), available, formats)
+
+
+def test_reference_kernels_hold_a_tied_table_twice_and_norms_in_float32() -> None:
+    assert weight_bytes(CONFIG, "bfloat16") == 2 * (PARAMETERS + TABLE) + 2 * NORMS
+    assert weight_bytes(CONFIG, "float32") == 4 * (PARAMETERS + TABLE)
+    untied = replace(CONFIG, tie_word_embeddings=False)
+    assert weight_bytes(untied, "bfloat16") == weight_bytes(CONFIG, "bfloat16")
+
+
+def test_kernels_that_pack_hold_a_tied_table_once() -> None:
+    assert plan().weights == 2 * PARAMETERS + 2 * NORMS
+    assert plan(dtype="float32").weights == 4 * PARAMETERS
+    assert plan(formats=EMBEDDED, quantization="none").weights == plan().weights
+    assert plan().weight_formats == plan(formats=EMBEDDED, quantization="none").weight_formats == "bfloat16"
+    untied = replace(CONFIG, tie_word_embeddings=False)
+    assert weight_bytes(untied, "bfloat16", matrix_formats(untied, "auto")) == plan().weights + 2 * TABLE
+
+
+def test_a_quantised_file_takes_what_its_blocks_take() -> None:
+    layers = PARAMETERS - TABLE - NORMS
+    made = plan(formats=EMBEDDED)
+    assert made.weights == layers * 20 // 32 + TABLE * 34 // 32 + 4 * NORMS
+    assert made.weight_formats == "4-bit blocks with minima, vocabulary 8-bit blocks; computed in bfloat16"
+    assert plan(formats=EMBEDDED, dtype="float32").weights == made.weights
+
+
+def test_weights_quantised_at_load_take_what_they_become() -> None:
+    layers = PARAMETERS - TABLE - NORMS
+    rows = 30 * (2 * 576 + 2 * 192 + 2 * 1536 + 576)
+    table = TABLE + 4 * 49152
+    int8, int4 = plan(quantization="int8"), plan(quantization="int4")
+    assert int8.weights == layers + 4 * rows + table + 4 * NORMS
+    assert int4.weights == layers * 18 // 32 + table + 4 * NORMS
+    assert plan(formats=EMBEDDED, quantization="int4").weights == int4.weights
+    assert int4.weight_formats == "int4, vocabulary int8; computed in bfloat16"
+
+
+def test_layers_of_several_formats_are_counted() -> None:
+    mixed = EMBEDDED | {"model.layers.3.mlp.down_proj.weight": "Q6_K", "model.layers.4.mlp.down_proj.weight": "F16"}
+    described = plan(formats=mixed).weight_formats
+    assert described == "208 4-bit blocks with minima, 1 8-bit blocks, 1 dense, vocabulary 8-bit blocks; computed in bfloat16"
+    assert described in [note for _, _, note in plan(formats=mixed).rows()]
+
+
+@pytest.mark.parametrize(("device", "dtype"), [(CudaDevice(), "bfloat16"), (CpuDevice(), "float16")])
+def test_where_reference_kernels_run_all_is_dense_and_quantised_arithmetic_is_refused(device: Any, dtype: str) -> None:
+    def made(**options: Any) -> MemoryPlan:
+        return plan_memory(CONFIG, engine_options(dtype=dtype, **options), device, 8 * GIB, EMBEDDED)
+
+    assert made().weights == weight_bytes(CONFIG, "bfloat16") and made().weight_formats == f"{dtype}, dequantised at load"
+    for option in ({"quantization": "int8"}, {"quantization": "int4"}, {"kv_cache_dtype": "int8"}):
+        with pytest.raises(ConfigError, match=f"{next(iter(option))}.*{device.kind} and {dtype}"):
+            made(**option)
 
 
 def test_the_pool_takes_a_share_of_what_the_rest_leaves() -> None:
@@ -97,6 +154,12 @@ def test_the_rows_add_up() -> None:
 def test_cache_type_follows_the_compute_type_unless_told() -> None:
     assert plan().kv_dtype == "bfloat16"
     assert plan(kv_cache_dtype="float32").block_bytes == 2 * plan().block_bytes
+
+
+def test_int8_keys_and_values_have_a_scale_for_each_tokens_head() -> None:
+    made = plan(kv_cache_dtype="int8")
+    assert made.kv_dtype == "int8"
+    assert made.block_bytes == 16 * 30 * 2 * 3 * (64 + 4)
 
 
 def test_activations_grow_with_the_token_budget() -> None:

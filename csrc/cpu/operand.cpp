@@ -1,0 +1,127 @@
+// Rows of activations to rows of a product's left side (operand.h), normalised on the way where a norm stands before the product.
+#include "kernels.h"
+#include "operand.h"
+#include "simd.h"
+
+namespace octavo::OCTAVO_ISA {
+
+namespace {
+
+// Sixteen values of a row from column c on, 0 past its width.
+OCTAVO_INLINE F32 load_at(const float* row, int c, int width) { return width - c >= LANES ? load(row + c) : load(row + c, width - c); }
+
+OCTAVO_INLINE void store_at(float* row, int c, int width, F32 value) {
+    if (width - c >= LANES) store(row + c, value);
+    else store(row + c, value, width - c);
+}
+
+// 1 / sqrt(mean square + eps); four sums in turn, so that one row's additions do not wait for each other.
+float inverse_rms(const float* row, int width, float eps) {
+    F32 sums[4] = {zero(), zero(), zero(), zero()};
+    int c = 0;
+    for (; c + 4 * LANES <= width; c += 4 * LANES) {
+        for (int i = 0; i < 4; i++) {
+            const F32 x = load(row + c + i * LANES);
+            sums[i] = fma(x, x, sums[i]);
+        }
+    }
+    for (int i = 0; c < width; c += LANES, i++) {
+        const F32 x = load_at(row, c, width);
+        sums[i] = fma(x, x, sums[i]);
+    }
+    const float mean = reduce_add((sums[0] + sums[1]) + (sums[2] + sums[3])) / float(width);
+    return 1.0f / std::sqrt(mean + eps);
+}
+
+void write_bf16(const float* row, int width, uint8_t* out) {
+    int c = 0;
+    for (; c + LANES <= width; c += LANES) store_bf16(out + 2 * c, load(row + c));
+    if (c < width) store_bf16(out + 2 * c, load(row + c, width - c), width - c);
+    if (width % 2) std::memset(out + 2 * width, 0, 2);
+}
+
+// The high bytes of a block and their sum; x / scale goes back to `scaled` for the low ones.
+OCTAVO_INLINE int32_t write_high(const float* x, int width, F32 inverse, int8_t* high, F32* scaled) {
+    I32 sum = izero();
+    for (int i = 0; i < BLOCK / LANES; i++) {
+        const int left = width - i * LANES;
+        const F32 value = left >= LANES ? load(x + i * LANES) : load(x + i * LANES, left > 0 ? left : 0);
+        scaled[i] = value * inverse;
+        const I32 q = to_i32(scaled[i]);
+        store_bytes(high + i * LANES, q);
+        sum = sum + q;
+        scaled[i] = scaled[i] - to_f32(q);
+    }
+    return reduce_add(sum);
+}
+
+OCTAVO_INLINE int32_t write_low(const F32* rest, int8_t* low) {
+    I32 sum = izero();
+    for (int i = 0; i < BLOCK / LANES; i++) {
+        const I32 q = to_i32(min(rest[i] * set1(256.0f), set1(127.0f)));
+        store_bytes(low + i * LANES, q);
+        sum = sum + q;
+    }
+    return reduce_add(sum);
+}
+
+void write_bytes(const float* row, int width, int zero_point, uint8_t* out) {
+    const int blocks = (width + BLOCK - 1) / BLOCK;
+    int8_t* high = reinterpret_cast<int8_t*>(out);
+    int8_t* low = reinterpret_cast<int8_t*>(out + low_offset(blocks));
+    BlockTerms* terms = reinterpret_cast<BlockTerms*>(out + terms_offset(blocks));
+    uint32_t* wide = reinterpret_cast<uint32_t*>(out + wide_offset(blocks));
+    F32 poison = zero();  // stays 0 unless a value is not finite
+    float total = 0;
+    for (int b = 0; b < blocks; b++) {
+        F32 most = zero();
+        for (int c = b * BLOCK; c < (b + 1) * BLOCK && c < width; c += LANES) {
+            const F32 x = load_at(row, c, width);
+            most = max(abs(x), most);
+            poison = fma(x, zero(), poison);
+        }
+        terms[b].scale = reduce_max(most);
+        total += terms[b].scale;
+    }
+    const bool finite = reduce_add(poison) == 0.0f;
+    const float bar = WIDE_ABOVE * total / float(blocks);
+    for (int i = 0; i < (blocks + 31) / 32; i++) wide[i] = 0;
+    for (int b = 0; b < blocks; b++) {
+        const float most = terms[b].scale;
+        F32 rest[BLOCK / LANES];
+        const F32 inverse = set1(most > 0 ? 127.0f / most : 0.0f);
+        const int32_t high_sum = write_high(row + b * BLOCK, width - b * BLOCK, inverse, high + b * BLOCK, rest);
+        int32_t low_sum = 0;
+        if (most > bar) {
+            low_sum = write_low(rest, low + b * BLOCK);
+            wide[b / 32] |= 1u << (b % 32);
+        } else {
+            std::memset(low + b * BLOCK, 0, BLOCK);
+        }
+        const float scale = finite ? most / 127.0f : __builtin_nanf("");
+        terms[b] = {scale, scale * (float(high_sum) + float(low_sum) * 0.00390625f), -zero_point * high_sum, -zero_point * low_sum};
+    }
+}
+
+}  // namespace
+
+void normalise_row(const float* input, int width, const Norm& norm, float* output) {
+    const F32 inverse = set1(inverse_rms(input, width, norm.eps)), plus = set1(norm.plus_one);
+    for (int c = 0; c < width; c += LANES) {
+        store_at(output, c, width, load_at(input, c, width) * inverse * (load_at(norm.weight, c, width) + plus));
+    }
+}
+
+void prepare_row(const float* input, int width, const Norm& norm, const PackedWeight& weight, float* spare, uint8_t* out) {
+    const Format format = weight.format;
+    if (norm.weight) {
+        float* normed = format == Format::F32 ? reinterpret_cast<float*>(out) : spare;
+        normalise_row(input, width, norm, normed);
+        input = normed;
+    }
+    if (format == Format::BF16) write_bf16(input, width, out);
+    else if (format != Format::F32) write_bytes(input, width, weight.zero, out);
+    else if (!norm.weight) std::memcpy(out, input, size_t(width) * 4);
+}
+
+}  // namespace octavo::OCTAVO_ISA
