@@ -14,6 +14,7 @@ from octavo.models.loader import open_weights, read_model_config
 from octavo.models.registry import build_model
 from octavo.ops.base import AttentionBatch, KVShape, Ops
 from octavo.ops.select import select_ops
+from octavo.ops.workspace import CPU_POOL_SPARE_BYTES
 
 
 def load(directory: Path, dtype: torch.dtype, max_model_len: int, ops: Ops | None = None) -> tuple[Model, ModelConfig]:
@@ -54,9 +55,10 @@ class PagedModel:
     def __init__(self, model: Model, config: ModelConfig, dtype: torch.dtype, block_size: int = 16, num_blocks: int = 64) -> None:
         self.model = model
         self.block_size = block_size
-        values = torch.full((num_blocks, config.kv_values_per_token * block_size), torch.nan, dtype=dtype)
+        block_values = config.kv_values_per_token * block_size
+        values = torch.full((num_blocks * block_values + CPU_POOL_SPARE_BYTES,), torch.nan, dtype=dtype)[: num_blocks * block_values]
         shape = KVShape(config.num_layers, config.num_kv_heads, config.head_dim, block_size, str(dtype).removeprefix("torch."))
-        self.pool = values.view(torch.uint8)
+        self.pool = values.view(torch.uint8).view(num_blocks, -1)
         self.forward = model.ops.prepare_forward(model.forward, model.ops.kv_layers(self.pool, shape))
         self.free = list(range(num_blocks))
         random.Random(5).shuffle(self.free)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
-from octavo.config import option
+from octavo.config import CacheOptions, ModelOptions, option
 
 COMPLETIONS, CHAT, GENERATE = "/v1/completions", "/v1/chat/completions", "/generate"
 ENDPOINTS = (COMPLETIONS, CHAT, GENERATE)
 DATASETS = ("random", "sharegpt", "prefix_repetition")
+
+
+def _served(group: type, name: str, text: str) -> Any:
+    """A flag for what the server was told in a flag of its own, with that one's choices."""
+    choices = next(field.metadata["choices"] for field in fields(group) if field.name == name)
+    return option("auto", text, choices=choices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +61,9 @@ class ReportOptions:
     limit_model: str | None = option(
         None, "the served model's files, where the server runs on this machine: adds the share of the machine's limit", kind=str
     )
+    limit_dtype: str = _served(ModelOptions, "dtype", "the served model's --dtype")
+    limit_quantization: str = _served(ModelOptions, "quantization", "the served model's --quantization")
+    limit_kv_cache_dtype: str = _served(CacheOptions, "kv_cache_dtype", "the served model's --kv-cache-dtype")
     save_result: str | None = option(None, "JSON file for the figures and each request's", kind=str)
 
 

@@ -75,6 +75,8 @@ def _check(load: LoadOptions, data: DatasetOptions) -> None:
 def _check_limit(load: LoadOptions, data: DatasetOptions, report: ReportOptions) -> None:
     """The least time is that of a machine that is never without work and computes every prompt."""
     if report.limit_model is None:
+        if told := [name for name, value in _served_types(report).items() if value != "auto"]:
+            raise ConfigError(f"--limit-{told[0].replace('_', '-')} goes with --limit-model.")
         return
     if load.request_rate != float("inf"):
         raise ConfigError("--limit-model goes without --request-rate: a server that waits for requests is not at its limit.")
@@ -92,9 +94,15 @@ def _limit(
         return [("Share of the limit", [("Not known:", "requests failed")])], {"limit": None}
     from octavo.bench.yardstick import limit_json, limit_section, yardstick
 
-    known = yardstick({"model": report.limit_model, "max_num_seqs": load.max_concurrency or len(records)})
+    sequences = load.max_concurrency or len(records)
+    known = yardstick({"model": report.limit_model, "max_num_seqs": sequences} | _served_types(report))
     least = known.least([(record.num_prompt, record.num_output) for record in records])
     return limit_section(known, least, metrics.duration), limit_json(known, least, metrics.duration)
+
+
+def _served_types(report: ReportOptions) -> dict[str, str]:
+    """The engine options of the server on which its limit depends."""
+    return {"dtype": report.limit_dtype, "quantization": report.limit_quantization, "kv_cache_dtype": report.limit_kv_cache_dtype}
 
 
 def _allow_many_connections() -> None:

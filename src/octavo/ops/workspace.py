@@ -28,6 +28,9 @@ def attention_workspace(context: int, num_heads: int, num_kv_heads: int, head_di
 CPU_SLOT_TILE = 16
 """Slots whose keys lie side by side in the C++ kernels' cache: a block holds a multiple of it."""
 
+CPU_POOL_SPARE_BYTES = 64
+"""Of readable memory behind the pool: the C++ kernels load whole vectors, the last of which may reach past the last block."""
+
 CPU_PIECE_ROWS = 512
 """Rows that the C++ kernels' recorded pass computes at once: enough to use a weight well once it is in the cache, few enough for
 activations to stay there."""

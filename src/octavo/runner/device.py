@@ -76,7 +76,11 @@ class CpuDevice(Device):
 
         import torch
 
-        return torch.frombuffer(mmap.mmap(-1, num_blocks * block_bytes), dtype=torch.uint8).view(num_blocks, block_bytes)
+        from octavo.ops.workspace import CPU_POOL_SPARE_BYTES
+
+        size = num_blocks * block_bytes
+        memory = torch.frombuffer(mmap.mmap(-1, size + CPU_POOL_SPARE_BYTES), dtype=torch.uint8)
+        return memory[:size].view(num_blocks, block_bytes)
 
 
 class CudaDevice(Device):

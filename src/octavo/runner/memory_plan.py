@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from octavo import env
 from octavo.config import EngineOptions
 from octavo.errors import ConfigError, MemoryPlanError
 from octavo.models.config import ModelConfig
@@ -92,7 +93,7 @@ class MemoryPlan:
 
 def computes_in_blocks(device: Device, dtype: str) -> bool:
     """Whether products run on quantised weights as they are; elsewhere the reference kernels do, which want them dense."""
-    return device.kind == "cpu" and dtype in ("float32", "bfloat16")
+    return device.kind == "cpu" and dtype in ("float32", "bfloat16") and env.cpu_kernels() != "reference"
 
 
 def matrix_formats(config: ModelConfig, quantization: str, formats: Mapping[str, str] | None = None) -> dict[str, PackedFormat]:
@@ -227,7 +228,9 @@ def plan_memory(
 
 def _refuse_blocks(options: EngineOptions, device: Device, dtype: str) -> None:
     """What only kernels that compute in blocks can do is refused where others run."""
-    needs = f"needs --device cpu and dtype float32 or bfloat16; this is {device.kind} and {dtype}"
+    needs = f"needs --device cpu, dtype float32 or bfloat16 and the C++ kernels; this is {device.kind} and {dtype}"
+    if env.cpu_kernels():
+        needs += f" with OCTAVO_CPU_KERNELS={env.cpu_kernels()}"
     if options.model.quantization in ("int8", "int4"):
         raise ConfigError(f"quantization={options.model.quantization} {needs}.")
     if options.cache.kv_cache_dtype == "int8":

@@ -2,18 +2,20 @@
 
 import json
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from small_shape import SMALL_SHAPE
 
 from octavo.bench import offline
-from octavo.bench.limits import Limits
+from octavo.bench.limits import Limits, model_cost
 from octavo.bench.offline import latency, throughput
 from octavo.bench.options import LatencyOptions, ThroughputOptions
 from octavo.bench.yardstick import Yardstick
 from octavo.config import engine_options
 from octavo.errors import ConfigError, OctavoError
+from octavo.runner.memory_plan import matrix_formats
 
 LIMITS = Limits(2, 30.0, 100.0, 200.0, None)
 
@@ -40,8 +42,8 @@ class FakeLLM:
 
 @pytest.fixture(autouse=True)
 def fake(monkeypatch):
-    def known(engine, limits=LIMITS):
-        return Yardstick(engine_options(**engine), SMALL_SHAPE, "float32", "float32", limits, tuple(range(10, 90)))
+    def known(engine, limits=LIMITS, matrices=None):
+        return Yardstick(engine_options(**engine), SMALL_SHAPE, "float32", "float32", limits, tuple(range(10, 90)), matrices)
 
     monkeypatch.setattr(offline, "yardstick", known)
     monkeypatch.setattr(offline, "_load", lambda engine: FakeLLM(**engine))
@@ -65,6 +67,18 @@ def test_throughput_counts_tokens_and_the_share_of_the_limit(tmp_path, capsys):
     prompts, params = llm.calls[-1]
     assert [len(prompt) for prompt in prompts] == [6, 6, 6]
     assert (params.max_tokens, params.ignore_eos, params.temperature) == (5, True, 0.0)
+
+
+def test_quantised_weights_are_measured_by_the_int8_peak(monkeypatch, tmp_path, capsys, fake):
+    matrices = matrix_formats(SMALL_SHAPE, "int4")
+    monkeypatch.setattr(offline, "yardstick", lambda engine: fake(engine, replace(LIMITS, int8_gop_s=400.0), matrices))
+    path = tmp_path / "out.json"
+    throughput({}, ThroughputOptions(input_len=6, output_len=5, num_prompts=3, output_json=str(path)))
+    limit = json.loads(path.read_text())["limit"]
+    assert limit["int8_gop_s"] == 400.0 and limit["weights"] == "int4, vocabulary int8; computed in float32"
+    assert limit["step_bytes"] == model_cost(SMALL_SHAPE, "float32", "float32", matrices).step_bytes
+    out = capsys.readouterr().out
+    assert "int8 product (GOP/s):" in out and "float32 product" not in out
 
 
 def test_the_warm_up_shares_no_prompt_with_the_measured_call():

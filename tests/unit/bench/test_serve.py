@@ -9,10 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 from aiohttp import web
+from small_shape import SMALL_SHAPE
 
 from octavo.bench import yardstick
 from octavo.bench.client import read_event
-from octavo.bench.limits import Limits
+from octavo.bench.limits import Limits, model_cost
 from octavo.bench.options import DatasetOptions, LoadOptions, ReportOptions
 from octavo.bench.serve import arrivals, run
 from octavo.errors import ConfigError, OctavoError
@@ -162,12 +163,12 @@ def start():
         server.stop()
 
 
-def bench(url, tmp_path, *, data=None, goodput=(), limit_model=None, **load):
+def bench(url, tmp_path, *, data=None, goodput=(), limit=None, **load):
     """Run; returns (exit code, result file)."""
     options = LoadOptions(base_url=url, **({"num_prompts": 6} | load))
     path = tmp_path / "result.json"
     data = data or DatasetOptions(random_input_len=20, random_output_len=4)
-    code = run(options, data, ReportOptions(save_result=str(path), goodput=list(goodput), limit_model=limit_model))
+    code = run(options, data, ReportOptions(save_result=str(path), goodput=list(goodput), **(limit or {})))
     return code, json.loads(path.read_text())
 
 
@@ -311,7 +312,9 @@ def made_up_limit(monkeypatch):
 
     def known(engine):
         asked.append(engine)
-        return SimpleNamespace(least=least, limits=Limits(2, 30.0, 100.0, 200.0, None), dtype="float32")
+        cost = model_cost(SMALL_SHAPE, "float32", "float32")
+        words = {"dtype": "float32", "kv_dtype": "float32", "weights": "float32"}
+        return SimpleNamespace(least=least, limits=Limits(2, 30.0, 100.0, 200.0, None), cost=cost, **words)
 
     monkeypatch.setattr(yardstick, "yardstick", known)
     return asked
@@ -319,15 +322,16 @@ def made_up_limit(monkeypatch):
 
 def test_the_share_of_the_limit_is_that_of_the_servers_own_counts(start, tmp_path, capsys, made_up_limit):
     url, _ = start()
-    _, result = bench(url, tmp_path, limit_model="some/model", max_concurrency=3)
-    assert made_up_limit == [{"model": "some/model", "max_num_seqs": 3}, [(20, 4)] * 6]
+    _, result = bench(url, tmp_path, limit={"limit_model": "some/model", "limit_quantization": "int8"}, max_concurrency=3)
+    told = {"model": "some/model", "max_num_seqs": 3, "dtype": "auto", "quantization": "int8", "kv_cache_dtype": "auto"}
+    assert made_up_limit == [told, [(20, 4)] * 6]
     assert result["limit"]["share"] == pytest.approx(1.0 / result["duration"])
     assert "Share of the limit (%):" in capsys.readouterr().out
 
 
 def test_a_run_with_failures_has_no_share(start, tmp_path, capsys, made_up_limit):
     url, _ = start(fail_every=3)
-    _, result = bench(url, tmp_path, limit_model="some/model")
+    _, result = bench(url, tmp_path, limit={"limit_model": "some/model"})
     assert result["limit"] is None and made_up_limit == []
     assert "requests failed" in capsys.readouterr().out
 
@@ -342,6 +346,12 @@ def test_a_share_that_was_not_asked_for_is_said(start, tmp_path, capsys):
 def test_a_share_that_would_mean_nothing_is_refused(load, data):
     with pytest.raises(ConfigError, match="--limit-model"):
         run(LoadOptions(**load), DatasetOptions(**data), ReportOptions(limit_model="some/model"))
+
+
+@pytest.mark.parametrize("name", ["limit_dtype", "limit_quantization", "limit_kv_cache_dtype"])
+def test_a_served_type_without_the_served_model_is_refused(name):
+    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} goes with --limit-model"):
+        run(LoadOptions(), DatasetOptions(), ReportOptions(**{name: "bfloat16"}))
 
 
 def test_no_server_is_one_clear_error(tmp_path):

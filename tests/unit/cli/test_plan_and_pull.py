@@ -1,9 +1,11 @@
-"""``octavo plan`` and ``octavo pull`` on a directory that holds a config and no weights."""
+"""``octavo plan`` and ``octavo pull`` on a directory that holds a config and no weights, and ``plan --quality`` on one that has some."""
 
 import json
 import os
+from pathlib import Path
 
 import pytest
+from tiny_checkpoint import write_tiny_llama
 
 from octavo.cli import plan, pull
 from octavo.errors import ConfigError, MemoryPlanError, ModelLoadError
@@ -56,6 +58,39 @@ def test_a_bill_that_does_not_fit_is_refused(model):
 def test_a_context_beyond_the_model_is_refused(model):
     with pytest.raises(ConfigError, match="1024"):
         plan.run([model, "--max-model-len", "1024"])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_tiny_llama(tmp_path_factory.mktemp("checkpoint")))
+
+
+@pytest.mark.parametrize("quantization", ["none", "int4"])
+def test_quality_stands_beside_the_bill(checkpoint: str, quantization: str, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--dtype", "bfloat16", "--threads", "1", "--max-model-len", "200", "--quantization", quantization, *FLAGS]
+    assert plan.run([checkpoint, "--quality", "--json", *flags]) == 0
+    found = json.loads(capsys.readouterr().out)
+    quality = found["quality"]
+    assert found["model"] == checkpoint and found["dtype"] == "bfloat16"
+    assert quality["positions"] > 1000 and quality["window"] == 200
+    if quantization == "none":
+        assert (quality["kl_mean"], quality["kl_max"], quality["top1_agreement"]) == (0.0, 0.0, 100.0)
+    else:
+        assert 0.0 < quality["kl_mean"] < quality["kl_max"]
+
+
+def test_quality_is_a_table(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--dtype", "float32", "--threads", "1", "--max-model-len", "200", "--quantization", "int8", *FLAGS]
+    assert plan.run([checkpoint, "--quality", *flags]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    for part in ("Memory plan", "KL divergence, mean", "same first choice", "perplexity, bf16", "this: int8", "bf16: the same checkpoint"):
+        assert part in out
+
+
+def test_quality_needs_a_tokenizer(tmp_path: Path) -> None:
+    bare = write_tiny_llama(tmp_path, tokenizer=False)
+    with pytest.raises(ModelLoadError, match="tokenizer"):
+        plan.run([str(bare), "--quality", *FLAGS])
 
 
 def test_pull_prints_the_path_alone(model, capsys):

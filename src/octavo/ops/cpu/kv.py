@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from octavo.ops.base import KVLayer, KVShape
-from octavo.ops.workspace import CPU_SLOT_TILE
+from octavo.ops.workspace import CPU_POOL_SPARE_BYTES, CPU_SLOT_TILE
 
 CACHE_TYPES = {"float32": ("f32", 4), "bfloat16": ("bf16", 2), "int8": ("int8", 1)}
 """The kernels' name of a cache's type, and the bytes of a value."""
@@ -39,6 +39,9 @@ def cpu_kv_layers(pool: torch.Tensor, shape: KVShape) -> list[KVLayer]:
     layer_bytes = 2 * (values + scales)
     if pool.shape[1] != shape.num_layers * layer_bytes:
         raise ValueError(f"the pool's blocks have {pool.shape[1]} bytes; {shape.num_layers} layers of {layer_bytes} bytes are needed")
+    behind = pool.untyped_storage().nbytes() - pool.storage_offset() - pool.numel()
+    if behind < CPU_POOL_SPARE_BYTES:
+        raise ValueError(f"the CPU kernels need {CPU_POOL_SPARE_BYTES} readable bytes behind the pool; there are {behind}")
     layers: list[KVLayer] = []
     for index in range(shape.num_layers):
         keys = pool.data_ptr() + index * layer_bytes
