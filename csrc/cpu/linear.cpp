@@ -1,7 +1,7 @@
 // Products of activation rows with packed weights: y [t, n] = x [t, k] W^T, and what comes right after.
 //
 //   every row of x -> operand (operand.h)             rows shared among threads, or by each for itself where they are few
-//   for panel of 32 columns                           each thread owns a run of panels and streams it once
+//   for panel of 32 columns                           a thread takes a run of panels and streams it once
 //     for tile of rows (12 or 6 with AVX-512)         the panel now lies in the cache
 //       for k                                         in order, one accumulator for each row and column
 //         weights of 32 columns x 1, 2 or 4 k in two vectors
@@ -29,6 +29,8 @@ namespace {
 constexpr int OWN_OPERAND_ROWS = 2;
 // Rows of operands that stay in the level-2 cache while panels go by.
 constexpr int ROW_CHUNK = 192;
+// Into how many runs the panels are cut for each thread.
+constexpr int RUNS = 6;
 // Rows of a tile: two accumulators each, and for bytes two sums too, in what registers there are.
 constexpr int DENSE_TILE = REGISTERS >= 32 ? 12 : REGISTERS >= 8 ? 3 : 1;
 constexpr int BYTE_TILE = REGISTERS >= 32 ? 6 : REGISTERS >= 8 ? 2 : 1;
@@ -332,9 +334,15 @@ void linear(const LinearOp& op, const Step& step, Worker& worker) {
         prepare_row(op.input + t * op.input_stride, weight.k, op.norm, weight, spare, operand + size_t(t) * row_bytes);
     }
     if (!own) worker.barrier();
-    const Span panels = share_of(weight.panels, worker.id, worker.count);
-    for (int first = 0; first < step.tokens; first += ROW_CHUNK) {
+    // Few rows are over before a thread could help another. For more, runs of panels go to whoever is free: where something else
+    // takes a core for a while, the other threads do not wait for its share.
+    const int runs = own ? worker.count : weight.panels < RUNS * worker.count ? weight.panels : RUNS * worker.count;
+    const int tasks = own ? runs : (step.tokens + ROW_CHUNK - 1) / ROW_CHUNK * runs;
+    const auto next = [&] { return own ? tasks : worker.next_task->fetch_add(1, std::memory_order_relaxed); };
+    for (int task = own ? worker.id : next(); task < tasks; task = next()) {
+        const int first = task / runs * ROW_CHUNK;
         const int last = first + ROW_CHUNK < step.tokens ? first + ROW_CHUNK : step.tokens;
+        const Span panels = share_of(weight.panels, task % runs, runs);
         for (int panel = panels.first; panel < panels.last; panel++) {
             compute_panel(op, operand, row_bytes, {first, last}, panel, panel + 1 == panels.last);
         }

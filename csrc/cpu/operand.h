@@ -8,7 +8,7 @@
 //            BlockTerms terms[B]
 //            uint32 wide[ceil(B / 32)]       bit b: block b is wide
 //
-// Wide blocks are the few of a row whose largest value is more than twice the mean of the blocks' largest: there a step of a 127th of
+// Wide blocks are the few of a row whose largest value is more than three times the mean of the blocks' largest: there a step of a 127th of
 // the largest is what costs answers (docs/performance.md, "What quantisation costs"), and a second byte brings it to nothing. Products
 // with it double the work of those blocks only. A narrow block computed as if wide gives the same bits: its low bytes are 0, and the
 // factor of 256 is exact.
@@ -21,7 +21,7 @@
 
 namespace octavo {
 
-constexpr float WIDE_ABOVE = 2.0f;  // times the mean of the row's block maxima
+constexpr float WIDE_ABOVE = 3.0f;  // times the mean of the row's block maxima
 
 // What a block of a row brings to a product beside its bytes.
 struct BlockTerms {

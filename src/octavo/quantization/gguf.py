@@ -130,12 +130,22 @@ def open_gguf(path: Path) -> GGUFFile:
     path = Path(path)
     try:
         with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size < 24:
+            status = os.fstat(file.fileno())
+            if status.st_size < 24:
                 raise ModelLoadError(f"{path}: not a GGUF file: it is too short to hold a header.")
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise ModelLoadError(f"{path}: cannot be read: {error.strerror or error}.") from error
-    return _HeaderReader(path, mapped).read()
+    identity = (path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    if identity not in _headers:
+        header = _HeaderReader(path, mapped).read()
+        _headers.clear()
+        _headers[identity] = header
+    return GGUFFile(path, *_headers[identity], np.frombuffer(mapped, dtype=np.uint8))
+
+
+_headers: dict[tuple[object, ...], tuple[dict[str, Any], dict[str, GGUFTensor]]] = {}
+"""Metadata and tensors of the file read last: a start opens its checkpoint several times, and a vocabulary takes long to read."""
 
 
 class _HeaderReader:
@@ -147,7 +157,8 @@ class _HeaderReader:
         self.size = len(mapped)
         self.position = 0
 
-    def read(self) -> GGUFFile:
+    def read(self) -> tuple[dict[str, Any], dict[str, GGUFTensor]]:
+        """The file's metadata, and its tensors by name."""
         tensor_count, entry_count = self._counts()
         metadata = self._metadata(entry_count)
         alignment = metadata.get("general.alignment", 32)
@@ -161,7 +172,7 @@ class _HeaderReader:
                 raise self._unsound(f"two tensors are named {name!r}")
             tensors[name] = self._place(name, shape, storage, offset, data_start, alignment)
         self._check_overlaps(tensors)
-        return GGUFFile(self.path, metadata, tensors, np.frombuffer(self.bytes, dtype=np.uint8))
+        return metadata, tensors
 
     def _unsound(self, what: str) -> ModelLoadError:
         return ModelLoadError(f"{self.path}: not a sound GGUF file: {what}.")

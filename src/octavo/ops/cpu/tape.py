@@ -13,7 +13,8 @@ Folding does not change results: a folded operation does the same arithmetic in 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,12 +124,14 @@ def compile_tape(tape: Tape, result: torch.Tensor, team: _cpu.Team, kernels: str
 def _fold_norms(operations: list[Operation], buffers: _Buffers) -> list[Operation]:
     """Let products normalise their input, and rotations their heads, where nobody else reads the norm's result."""
     gone: set[int] = set()
+    readers = _readers(operations, buffers)
     for index, operation in enumerate(operations):
         if operation.name != "norm" or operation.arguments["add"]:
             continue
-        reader = _only_reader(operations, buffers, index)
+        reader = _only_reader(operations, buffers, readers, index)
         if reader is not None and _fold_norm(operation, operations[reader]):
             gone.add(index)
+            readers[buffers.find(operation.arguments["input"])[0]].append(reader)
     return [operation for index, operation in enumerate(operations) if index not in gone]
 
 
@@ -150,10 +153,11 @@ def _fold_norm(norm: Operation, reader: Operation) -> bool:
 def _fold_sums(operations: list[Operation], buffers: _Buffers) -> list[Operation]:
     """Let a product add to the residual stream what a sum after it would."""
     gone: set[int] = set()
+    readers = _readers(operations, buffers)
     for index, operation in enumerate(operations):
         if operation.name != "linear" or operation.arguments["add"]:
             continue
-        reader = _only_reader(operations, buffers, index)
+        reader = _only_reader(operations, buffers, readers, index)
         if reader is None or operations[reader].name != "add" or operations[reader].arguments["input"] != operation.arguments["output"]:
             continue
         total = operations[reader].arguments["output"]
@@ -165,17 +169,25 @@ def _fold_sums(operations: list[Operation], buffers: _Buffers) -> list[Operation
     return [operation for index, operation in enumerate(operations) if index not in gone]
 
 
-def _only_reader(operations: list[Operation], buffers: _Buffers, writer: int) -> int | None:
+def _readers(operations: list[Operation], buffers: _Buffers) -> defaultdict[int, list[int]]:
+    """By buffer, the operations that read it."""
+    readers: defaultdict[int, list[int]] = defaultdict(list)
+    for index, operation in enumerate(operations):
+        for buffer in set(buffers.uses(operation, operation.reads)):
+            readers[buffer].append(index)
+    return readers
+
+
+def _only_reader(operations: list[Operation], buffers: _Buffers, readers: Mapping[int, list[int]], writer: int) -> int | None:
     """The one operation that reads what ``writer`` wrote, if there is one and what ``writer`` itself read still stands then."""
-    written = buffers.find(operations[writer].arguments["output"])[0]
-    readers = [index for index, other in enumerate(operations) if index != writer and written in buffers.uses(other, other.reads)]
-    if written < 0 or len(readers) != 1 or readers[0] < writer:
+    found = readers[buffers.find(operations[writer].arguments["output"])[0]]
+    if len(found) != 1 or found[0] <= writer:
         return None
     sources = set(buffers.uses(operations[writer], operations[writer].reads))
-    for other in operations[writer + 1 : readers[0]]:
+    for other in operations[writer + 1 : found[0]]:
         if sources & set(buffers.uses(other, other.writes)):
             return None
-    return readers[0]
+    return found[0]
 
 
 def _place(operations: list[Operation], buffers: _Buffers, result: int) -> tuple[dict[int, int], int]:
