@@ -15,7 +15,7 @@ PIP   := $(BIN)/python -m pip --disable-pip-version-check
 # What the compiled extension and the installed metadata depend on: touching anything else needs no new installation.
 BUILT := pyproject.toml CMakeLists.txt $(wildcard csrc/cpu/*)
 
-.PHONY: serve test lint bench clean setup setup-dev
+.PHONY: serve test lint sanitize bench clean setup setup-dev
 
 serve: $(VENV)/.runtime
 	@$(BIN)/octavo serve $(if $(MODEL),--model $(MODEL)) --port $(PORT) $(ARGS)
@@ -28,6 +28,26 @@ lint: $(VENV)/.dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+# The C++ kernels' tests with every address and every operation checked (GCC's sanitizers). The checked extension is installed in an
+# environment of its own, which finds all other packages in $(VENV). Python itself is not checked: the sanitizers' libraries are loaded
+# before it, the C++ one with them, since exceptions go through both; what it still holds at its end is no leak. Reports go past pytest.
+SANITIZE  := build/sanitize
+SANITIZED  = LD_PRELOAD="$(shell $${CXX:-c++} -print-file-name=libasan.so) $(shell $${CXX:-c++} -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 $(SANITIZE)/bin/python
+SITE      := import sysconfig; print(sysconfig.get_path("purelib"))
+
+sanitize: $(SANITIZE)/.built
+	@$(SANITIZED) -c 'import octavo.ops._cpu as kernels; print(kernels.__file__); assert "/$(SANITIZE)/" in kernels.__file__'
+	@$(SANITIZED) -m pytest --capture=sys tests/kernels/test_cpu_*.py $(ARGS)
+
+$(SANITIZE)/.built: $(VENV)/.dev $(BUILT)
+	@echo "octavo: building the kernels with sanitizers (a few minutes)"
+	@$(BIN)/python -m venv --without-pip $(SANITIZE)
+	@$(BIN)/python -c '$(SITE)' > "$$($(SANITIZE)/bin/python -c '$(SITE)')/development.pth"
+	@$(PIP) --python $(SANITIZE)/bin/python install -q --no-deps -e . -C build-dir=$(SANITIZE)/cmake -C cmake.build-type=RelWithDebInfo \
+		-C cmake.define.OCTAVO_SANITIZE=ON
+	@touch $@
 
 bench: $(VENV)/.runtime
 	@$(BIN)/octavo bench throughput $(if $(MODEL),--model $(MODEL)) $(ARGS)

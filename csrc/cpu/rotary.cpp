@@ -11,7 +11,7 @@
 //                                                       value, BF16: 2 bytes every 4 bytes              [slot / 2][d][slot % 2]
 //
 // Two threads may write neighbouring slots at once: each writes its own bytes only, and reads none of the cache.
-#include "ops.h"
+#include "kernels.h"
 #include "simd.h"
 
 namespace octavo::OCTAVO_ISA {
@@ -20,19 +20,6 @@ namespace {
 constexpr int MAX_HEAD_DIM = 256;
 
 OCTAVO_INLINE int lanes_from(int i, int n) { return n - i < LANES ? n - i : LANES; }
-
-void normalise(float* x, int n, const Norm& norm) {
-    F32 squares = zero();
-    for (int i = 0; i < n; i += LANES) {
-        const F32 v = load(x + i, lanes_from(i, n));
-        squares = fma(v, v, squares);
-    }
-    const F32 inverse = set1(1.0f / __builtin_sqrtf(reduce_add(squares) / float(n) + norm.eps)), one = set1(norm.plus_one);
-    for (int i = 0; i < n; i += LANES) {
-        const int lanes = lanes_from(i, n);
-        store(x + i, load(x + i, lanes) * inverse * (load(norm.weight + i, lanes) + one), lanes);
-    }
-}
 
 void rotate(float* x, const float* cosines, int half) {
     const float* sines = cosines + half;
@@ -114,7 +101,7 @@ void write_value(const LayerCache& cache, const Place& place, const float* value
 }
 
 void prepare(float* x, const RotaryCacheOp& op, const Norm& norm, int64_t position) {
-    if (norm.weight) normalise(x, op.cache.head_dim, norm);
+    if (norm.weight) normalise_row(x, op.cache.head_dim, norm, x);
     rotate(x, op.cos_sin + position * op.rotary_dim, op.rotary_dim / 2);
 }
 

@@ -109,7 +109,7 @@ class CpuOps(Ops):
         width = x.shape[-1]
         rows = x if x.ndim > 2 else x.unsqueeze(1)  # [T, heads, width]
         if rows.dtype != torch.float32 or rows.ndim != 3 or rows.stride(2) != 1 or (rows.shape[1] > 1 and rows.stride(1) != width):
-            rows = rows.float().reshape(len(x), -1, width)
+            rows = rows.float().contiguous().view(len(x), -1, width)
         output = self._new(len(x), rows.shape[1] * width)
         arguments: Arguments = {
             "input": rows.data_ptr(),

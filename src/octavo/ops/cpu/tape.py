@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,8 +103,8 @@ def compile_tape(tape: Tape, result: torch.Tensor, team: _cpu.Team, kernels: str
         ValueError: an operation reads or writes rows that are not the tape's.
     """
     buffers = _Buffers(tape.buffers)
-    operations = _fold_sums(_fold_norms(tape.operations, buffers), buffers)
     result_buffer = buffers.find(result.data_ptr())[0]
+    operations = _fold_sums(_fold_norms(tape.operations, buffers, result_buffer), buffers, result_buffer)
     places, floats = _place(operations, buffers, result_buffer)
     arena = torch.empty(floats * max_rows, dtype=torch.float32)
     program = _cpu.Program(team, kernels, max_rows)
@@ -121,17 +121,17 @@ def compile_tape(tape: Tape, result: torch.Tensor, team: _cpu.Team, kernels: str
     return program, arena
 
 
-def _fold_norms(operations: list[Operation], buffers: _Buffers) -> list[Operation]:
+def _fold_norms(operations: list[Operation], buffers: _Buffers, result: int) -> list[Operation]:
     """Let products normalise their input, and rotations their heads, where nobody else reads the norm's result."""
     gone: set[int] = set()
-    readers = _readers(operations, buffers)
+    uses = _Uses.of(operations, buffers, result)
     for index, operation in enumerate(operations):
         if operation.name != "norm" or operation.arguments["add"]:
             continue
-        reader = _only_reader(operations, buffers, readers, index)
+        reader = _only_reader(operations, buffers, uses, index)
         if reader is not None and _fold_norm(operation, operations[reader]):
             gone.add(index)
-            readers[buffers.find(operation.arguments["input"])[0]].append(reader)
+            uses.readers[buffers.find(operation.arguments["input"])[0]].append(reader)
     return [operation for index, operation in enumerate(operations) if index not in gone]
 
 
@@ -139,9 +139,11 @@ def _fold_norm(norm: Operation, reader: Operation) -> bool:
     """Move a norm into its one reader, if that kind of reader can take it."""
     source = norm.arguments
     if reader.name == "linear" and source["heads"] == 1 and reader.arguments["input"] == source["output"]:
+        if reader.arguments["weight"].columns != source["width"]:
+            return False
         reader.arguments |= {"norm": source["weight"], "eps": source["eps"], "plus_one": source["plus_one"], "input": source["input"]}
         return True
-    if reader.name == "rotary_cache":
+    if reader.name == "rotary_cache" and reader.arguments["head_dim"] == source["width"]:
         for name in ("q", "k"):
             if reader.arguments[name] == source["output"]:
                 reader.arguments |= {f"{name}_norm": source["weight"], name: source["input"]}
@@ -150,14 +152,14 @@ def _fold_norm(norm: Operation, reader: Operation) -> bool:
     return False
 
 
-def _fold_sums(operations: list[Operation], buffers: _Buffers) -> list[Operation]:
+def _fold_sums(operations: list[Operation], buffers: _Buffers, result: int) -> list[Operation]:
     """Let a product add to the residual stream what a sum after it would."""
     gone: set[int] = set()
-    readers = _readers(operations, buffers)
+    uses = _Uses.of(operations, buffers, result)
     for index, operation in enumerate(operations):
         if operation.name != "linear" or operation.arguments["add"]:
             continue
-        reader = _only_reader(operations, buffers, readers, index)
+        reader = _only_reader(operations, buffers, uses, index)
         if reader is None or operations[reader].name != "add" or operations[reader].arguments["input"] != operation.arguments["output"]:
             continue
         total = operations[reader].arguments["output"]
@@ -169,19 +171,30 @@ def _fold_sums(operations: list[Operation], buffers: _Buffers) -> list[Operation
     return [operation for index, operation in enumerate(operations) if index not in gone]
 
 
-def _readers(operations: list[Operation], buffers: _Buffers) -> defaultdict[int, list[int]]:
-    """By buffer, the operations that read it."""
-    readers: defaultdict[int, list[int]] = defaultdict(list)
-    for index, operation in enumerate(operations):
-        for buffer in set(buffers.uses(operation, operation.reads)):
-            readers[buffer].append(index)
-    return readers
+@dataclass(slots=True)
+class _Uses:
+    """By buffer, the operations that read it and those that write it; whoever takes the result is reader -1."""
+
+    readers: defaultdict[int, list[int]]
+    writers: defaultdict[int, list[int]]
+
+    @classmethod
+    def of(cls, operations: list[Operation], buffers: _Buffers, result: int) -> _Uses:
+        uses = cls(defaultdict(list), defaultdict(list))
+        for index, operation in enumerate(operations):
+            for buffer in set(buffers.uses(operation, operation.reads)):
+                uses.readers[buffer].append(index)
+            for buffer in set(buffers.uses(operation, operation.writes)):
+                uses.writers[buffer].append(index)
+        uses.readers[result].append(-1)
+        return uses
 
 
-def _only_reader(operations: list[Operation], buffers: _Buffers, readers: Mapping[int, list[int]], writer: int) -> int | None:
-    """The one operation that reads what ``writer`` wrote, if there is one and what ``writer`` itself read still stands then."""
-    found = readers[buffers.find(operations[writer].arguments["output"])[0]]
-    if len(found) != 1 or found[0] <= writer:
+def _only_reader(operations: list[Operation], buffers: _Buffers, uses: _Uses, writer: int) -> int | None:
+    """The one operation that reads what ``writer`` alone wrote until then, if there is one and what ``writer`` read still stands."""
+    written = buffers.find(operations[writer].arguments["output"])[0]
+    found = uses.readers[written]
+    if len(found) != 1 or found[0] <= writer or any(other != writer and other < found[0] for other in uses.writers[written]):
         return None
     sources = set(buffers.uses(operations[writer], operations[writer].reads))
     for other in operations[writer + 1 : found[0]]:
