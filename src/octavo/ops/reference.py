@@ -1,7 +1,7 @@
 """The kernels in plain torch: they run on any device, and are the oracle of every other backend.
 
-On the CPU they are also the production backend, so each is written with the fewest torch calls and temporaries that still read
-plainly. These choices were measured (2 cores with AMX):
+They also run what no other backend does (float16 on a CPU, a GPU), so each is written with the fewest torch calls and temporaries
+that still read plainly. These choices were measured (2 cores with AMX):
 
 - Products with bfloat16 and float32 weights use oneDNN's prepacked layout: at 1 to 32 rows it is 1.5 to 2 times as fast as
   ``F.linear`` on the same weight, which reorders it in every call. Given 512 rows at once the two are about equal, some shapes
