@@ -65,6 +65,9 @@ OCTAVO_INLINE int32_t write_low(const F32* rest, int8_t* low) {
     return reduce_add(sum);
 }
 
+// Blocks of no larger values count as zeros: 127 over them would be infinite.
+constexpr float NEXT_TO_NOTHING = 1e-36f;
+
 void write_bytes(const float* row, int width, int zero_point, uint8_t* out) {
     const int blocks = (width + BLOCK - 1) / BLOCK;
     int8_t* high = reinterpret_cast<int8_t*>(out);
@@ -83,13 +86,17 @@ void write_bytes(const float* row, int width, int zero_point, uint8_t* out) {
         terms[b].scale = reduce_max(most);
         total += terms[b].scale;
     }
-    const bool finite = reduce_add(poison) == 0.0f;
-    const float bar = WIDE_ABOVE * total / float(blocks);
     for (int i = 0; i < (blocks + 31) / 32; i++) wide[i] = 0;
+    if (reduce_add(poison) != 0.0f) {  // nothing of the row means anything: it multiplies to NaN
+        std::memset(out, 0, terms_offset(blocks));
+        for (int b = 0; b < blocks; b++) terms[b] = {__builtin_nanf(""), __builtin_nanf(""), 0, 0};
+        return;
+    }
+    const float bar = WIDE_ABOVE * total / float(blocks);
     for (int b = 0; b < blocks; b++) {
         const float most = terms[b].scale;
         F32 rest[BLOCK / LANES];
-        const F32 inverse = set1(most > 0 ? 127.0f / most : 0.0f);
+        const F32 inverse = set1(most > NEXT_TO_NOTHING ? 127.0f / most : 0.0f);
         const int32_t high_sum = write_high(row + b * BLOCK, width - b * BLOCK, inverse, high + b * BLOCK, rest);
         int32_t low_sum = 0;
         if (most > bar) {
@@ -98,7 +105,7 @@ void write_bytes(const float* row, int width, int zero_point, uint8_t* out) {
         } else {
             std::memset(low + b * BLOCK, 0, BLOCK);
         }
-        const float scale = finite ? most / 127.0f : __builtin_nanf("");
+        const float scale = most / 127.0f;
         terms[b] = {scale, scale * (float(high_sum) + float(low_sum) * 0.00390625f), -zero_point * high_sum, -zero_point * low_sum};
     }
 }

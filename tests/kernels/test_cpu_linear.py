@@ -251,6 +251,18 @@ def test_a_row_of_zeros_gives_the_bias(ops_of: Both, packed: str) -> None:
     assert torch.equal(ops.linear(torch.zeros(2, 64), weight), bias.expand(2, -1))
 
 
+@every_set
+@every_format
+@pytest.mark.parametrize("rows", [1, 5])
+def test_what_an_earlier_product_left_does_no_harm(ops_of: Both, packed: str, rows: int) -> None:
+    """Memory is used again: an odd row's filling up, and blocks that are not wide, must not keep what was there."""
+    ops, inputs = ops_of[compute_type(packed)], 97 if packed in ("f32", "bf16") else 96
+    before = drawn_weight(packed, 5, inputs + inputs % 2)
+    ops.linear(torch.full((rows, inputs + inputs % 2), torch.nan), ops.pack_linear([before]))
+    x, weight = drawn_rows(rows, inputs), drawn_weight(packed, 33, inputs)
+    assert worst(ops.linear(x, ops.pack_linear([weight])), *product(x, weight)) < 1
+
+
 # ---- the same bits ---------------------------------------------------------------------------------------------------------------------
 
 

@@ -56,13 +56,12 @@ def spelled_out(weight: WeightPart) -> torch.Tensor:
 
 def drawn_rows(count: int, columns: int, seed: int = 0) -> torch.Tensor:
     """Rows of several magnitudes; in every third a block of 32 towers over the others (it becomes a wide one), in every fifth one is 0."""
-    x = drawn(count, columns, seed=seed)
+    x, blocks = drawn(count, columns, seed=seed), -(-columns // QUANT_BLOCK)
     for row in range(count):
         if row % 3 == 1:
-            x[row, 32 * row % columns] = 30.0
+            x[row, 13 * row % blocks * QUANT_BLOCK] = 30.0
         if row % 5 == 2:
-            start = 64 * row % columns // 32 * 32
-            x[row, start : start + 32] = 0.0
+            x[row, 7 * row % blocks * QUANT_BLOCK :][:QUANT_BLOCK] = 0.0
         x[row] *= (1.0, 1e-6, 1e3, 1e6)[row % 4]
     return x
 
