@@ -343,3 +343,26 @@ def test_scores_of_any_size(kernels: str, dtype: str) -> None:
         last = attention_batch(batch.block_tables.tolist(), [39], [1], 16)
         result = ops.paged_attention(torch.full((1, 1, 16), size), last, pool.kv, kind.spec)
         assert (result[0, 0] - taken).abs().max() < (1e-6 if dtype == "float32" else U_BF16) * cached.abs().max()
+
+
+@every_set
+@pytest.mark.parametrize("width", [1.0, 60.0])
+def test_exponentials_are_right_to_a_few_roundings(kernels: str, width: float) -> None:
+    """Two positions whose scores are 0 and any number, their values 0 and 1: probabilities by themselves.
+
+    Three factors make the score, the exponential is 3 U off, and a sum and a quotient follow.
+    """
+    ops, heads = GuardedOps(torch.float32, 1, kernels), 96
+    batch = scattered_step([0], [2], 16, BLOCKS)
+    pool = Pool(ops, "float32", 1, 16, 16, BLOCKS)
+    keys, values = torch.zeros(2, 2, 1, 16)
+    keys[1, 0, 3] = values[1] = 1.0
+    write_cache(ops, pool, keys, values, batch)
+    last = attention_batch(batch.block_tables.tolist(), [1], [1], 16)
+    scores = torch.linspace(-width, width, 10 * heads).view(10, heads)
+    for some in scores:
+        q = torch.zeros(1, heads, 16)
+        q[0, :, 3] = some
+        result = ops.paged_attention(q, last, pool.kv, AttentionSpec(heads, 1, 16, 1.0))
+        exact = torch.sigmoid(some.double()).unsqueeze(1).expand(-1, 16)
+        assert worst(result[0], exact, exact * (6 + 3 * some.double().abs().unsqueeze(1)) * U) < 1

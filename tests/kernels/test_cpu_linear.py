@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cpu_kernels import ALIKE, ALIKE_BF16, KERNELS, SIGMAS, TANH, GuardedOps, U, drawn, every_set, worst
-from cpu_products import FORMATS, compute_type, drawn_rows, drawn_weight, product, row_bytes, spelled_out
+from cpu_products import FORMATS, NEXT_TO_NOTHING, compute_type, drawn_rows, drawn_weight, product, row_bytes, spelled_out
 
 from octavo.ops.base import BlockWeight, PackedLinear, WeightPart
 from octavo.ops.cpu.backend import CpuOps
@@ -225,6 +225,18 @@ def test_rows_lose_half_a_step_at_most(ops_of: Both, packed: str) -> None:
     assert row_bytes(x).wide.any(1).sum() == 10
     lost = SIGMAS * (step.square() @ matrix.view(33, 10, 32).square().sum(2).T).sqrt()
     assert worst(ops.linear(x, ops.pack_linear([weight])), x.double() @ matrix.T, lost + product(x, weight)[1]) < 1
+
+
+@every_set
+@pytest.mark.parametrize("packed", FORMATS[2:])
+@pytest.mark.parametrize("size", [1e-45, 1e-40, 1e-37, 1e-35, 1e34])
+def test_blocks_of_any_size(ops_of: Both, packed: str, size: float) -> None:
+    """Beside ordinary blocks in their row and alone: what counts as nothing is lost, and no more."""
+    ops, x, weight = ops_of[torch.bfloat16], drawn(6, 160), drawn_weight(packed, 33, 160)
+    x[:, 32:64] *= size
+    x[3:, :32] = x[3:, 64:] = 0.0
+    exact, bound = product(x, weight)
+    assert worst(ops.linear(x, ops.pack_linear([weight])), exact, bound + NEXT_TO_NOTHING * spelled_out(weight).abs().sum(1)) < 1
 
 
 @every_set

@@ -18,6 +18,10 @@ WIDE_ABOVE = float(re.findall(r"WIDE_ABOVE = ([0-9.]+)f;", OPERAND.read_text())[
 """Blocks whose largest magnitude is so many times the mean one have a second byte."""
 
 
+NEXT_TO_NOTHING = 1e-36
+"""Blocks of values no larger count as zeros."""
+
+
 def compute_type(packed: str) -> torch.dtype:
     """Of the kernels that make this format of a dense weight; any runs the quantised ones."""
     return torch.float32 if packed == "f32" else torch.bfloat16
@@ -88,7 +92,7 @@ def row_bytes(x: torch.Tensor) -> RowBytes:
     """
     blocks = x.view(len(x), -1, QUANT_BLOCK)
     largest = blocks.abs().amax(2, keepdim=True)
-    scaled = blocks * torch.where(largest > 0, 127.0 / largest, 0.0)
+    scaled = blocks * torch.where(largest > NEXT_TO_NOTHING, 127.0 / largest, 0.0)
     high = scaled.round()
     wide = largest > WIDE_ABOVE * largest.double().mean(1, keepdim=True)
     low = torch.where(wide, ((scaled - high) * 256).clamp(max=127).round(), 0.0)
