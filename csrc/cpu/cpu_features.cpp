@@ -4,6 +4,11 @@
 #include <cpuid.h>
 #endif
 
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <cstdint>
 
 namespace octavo {
@@ -29,6 +34,16 @@ uint64_t saved_state() {
     return (uint64_t(high) << 32) | low;
 }
 
+// Whether the operating system lets this process use the tiles of AMX; it has to be asked once, before any thread does.
+bool may_use_tiles() {
+#if defined(__linux__)
+    constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+    return false;
+#endif
+}
+
 constexpr bool bit(uint32_t value, int index) { return (value >> index) & 1; }
 
 }  // namespace
@@ -40,7 +55,7 @@ std::vector<std::string> cpu_features() {
     const uint64_t state = os_saves ? saved_state() : 0;
     const bool ymm = (state & 0x6) == 0x6;
     const bool zmm = ymm && (state & 0xe0) == 0xe0;
-    const bool tiles = (state & 0x60000) == 0x60000;
+    const bool tiles = (state & 0x60000) == 0x60000 && may_use_tiles();
     const Registers seven = cpuid(7, 0);
     const Registers seven_one = cpuid(7, 1);
     const auto add = [&found](bool present, const char* name) {

@@ -12,6 +12,9 @@ namespace octavo {
     namespace isa {         \
     extern const Kernels kernels; \
     }
+#ifdef OCTAVO_WITH_AMX
+OCTAVO_DECLARE(amx)
+#endif
 #ifdef OCTAVO_WITH_AVX512_BF16
 OCTAVO_DECLARE(avx512_bf16)
 #endif
@@ -32,6 +35,9 @@ struct Candidate {
 
 const std::vector<Candidate>& candidates() {
     static const std::vector<Candidate> all = {
+#ifdef OCTAVO_WITH_AMX
+        {&amx::kernels, {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8"}},
+#endif
 #ifdef OCTAVO_WITH_AVX512_BF16
         {&avx512_bf16::kernels, {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16"}},
 #endif

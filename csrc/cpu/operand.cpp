@@ -37,7 +37,7 @@ void write_bf16(const float* row, int width, uint8_t* out) {
     int c = 0;
     for (; c + LANES <= width; c += LANES) store_bf16(out + 2 * c, load(row + c));
     if (c < width) store_bf16(out + 2 * c, load(row + c, width - c), width - c);
-    if (width % 2) std::memset(out + 2 * width, 0, 2);
+    if (width % BLOCK) std::memset(out + 2 * width, 0, size_t(BLOCK - width % BLOCK) * 2);
 }
 
 // The high bytes of a block and their sum; x / scale goes back to `scaled` for the low ones.

@@ -126,7 +126,7 @@ size_t attention_scratch_bytes(int heads, int kv_heads, int head_dim);
 // One instruction set's kernels. All threads of a team call the same one with the same arguments at once; a kernel returns without a
 // barrier at its end, the caller puts one there.
 struct Kernels {
-    const char* name;  // "avx512_bf16", "avx512", "avx2", "scalar"
+    const char* name;  // "amx", "avx512_bf16", "avx512", "avx2", "scalar"
     void (*embedding)(const EmbeddingOp&, const Step&, Worker&);
     void (*linear)(const LinearOp&, const Step&, Worker&);
     void (*norm)(const NormOp&, const Step&, Worker&);

@@ -3,7 +3,7 @@
 // Two tiles side by side make a panel of 32 columns; a thread owns whole panels and streams each front to back. Within a panel:
 //
 //   F32           [k][32] float
-//   BF16          [ceil(k / 2)][32][2]                     pairs of k, as vdpbf16ps reads them
+//   BF16          [k / 2][32][2]                           pairs of k, as vdpbf16ps reads them; k rounded up to 32
 //   U8_ROW        float scale[32], then [k / 4][32][4] bytes, fours of k as vpdpbusd reads them
 //   U8_BLOCK      for each block of 32 k: half scale[32], then [8][32][4] bytes
 //   U8_BLOCK_MIN  for each block of 32 k: half scale[32], half minimum[32], then [8][32][4] bytes
@@ -71,7 +71,7 @@ OCTAVO_LOCAL constexpr size_t block_bytes(Format f) {  // of the quantised forma
 
 OCTAVO_LOCAL size_t panel_bytes_of(Format f, int k) {
     if (f == Format::F32) return size_t(k) * PANEL * 4;
-    if (f == Format::BF16) return size_t((k + 1) / 2) * PANEL * 4;
+    if (f == Format::BF16) return size_t((k + BLOCK - 1) / BLOCK) * BLOCK * PANEL * 2;
     return (f == Format::U8_ROW ? header_bytes(f) : 0) + size_t((k + BLOCK - 1) / BLOCK) * block_bytes(f);
 }
 

@@ -6,7 +6,8 @@
 //   otherwise     an array of sixteen numbers
 //
 // All three do the same IEEE operations in the same order, so that results are bit-equal across instruction sets, with two exceptions:
-// dot_bf16 where the hardware has it, which rounds in its own way; and fma on processors that have none, which rounds twice there.
+// bf16 where the hardware has it: dot_bf16 rounds in its own way, and numbers below 2^-126 become 0; and fma on processors that have none,
+// which rounds twice there.
 //
 // Everything is in OCTAVO_ISA, a namespace of its own for each instruction set: an inline function that the linker shared between them
 // could run an instruction that the processor lacks.
@@ -134,10 +135,15 @@ OCTAVO_INLINE I32 bf16_bits(F32 a) {  // in the low half of each lane
     const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
     return {_mm512_mask_or_epi32(rounded, nan, _mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x40))};
 }
-OCTAVO_INLINE void store_bf16(void* p, F32 a) { _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtepi32_epi16(bf16_bits(a).v)); }
-OCTAVO_INLINE void store_bf16(void* p, F32 a, int n) {
-    _mm256_mask_storeu_epi16(p, __mmask16((1u << n) - 1), _mm512_cvtepi32_epi16(bf16_bits(a).v));
+OCTAVO_INLINE __m256i to_bf16(F32 a) {
+#if defined(__AVX512BF16__)
+    return (__m256i)_mm512_cvtneps_pbh(a.v);
+#else
+    return _mm512_cvtepi32_epi16(bf16_bits(a).v);
+#endif
 }
+OCTAVO_INLINE void store_bf16(void* p, F32 a) { _mm256_storeu_si256(static_cast<__m256i*>(p), to_bf16(a)); }
+OCTAVO_INLINE void store_bf16(void* p, F32 a, int n) { _mm256_mask_storeu_epi16(p, __mmask16((1u << n) - 1), to_bf16(a)); }
 
 // Sums and maxima over lanes, halves first: lanes i and i + 8, then i and i + 4, ...
 OCTAVO_INLINE float reduce_add(F32 a) {
@@ -174,9 +180,7 @@ OCTAVO_INLINE F32 dot_bf16(F32 acc, I32 w, int32_t a) {
 }
 
 // a * 2^n for whole n in [-126, 127].
-OCTAVO_INLINE F32 scale_by_power(F32 a, I32 n) {
-    return {_mm512_mul_ps(a.v, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n.v, _mm512_set1_epi32(127)), 23)))};
-}
+OCTAVO_INLINE F32 scale_by_power(F32 a, F32 n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 
 // ---- AVX2 --------------------------------------------------------------------------------------------------------------------------
 #elif defined(__AVX2__)
@@ -327,8 +331,10 @@ OCTAVO_INLINE F32 dot_bf16(F32 acc, I32 w, int32_t a) {
     return {dot(acc.a, w.a), dot(acc.b, w.b)};
 }
 
-OCTAVO_INLINE F32 scale_by_power(F32 x, I32 n) {
-    const auto power = [](__m256i e) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(e, _mm256_set1_epi32(127)), 23)); };
+OCTAVO_INLINE F32 scale_by_power(F32 x, F32 n) {
+    const auto power = [](__m256 e) {
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(e), _mm256_set1_epi32(127)), 23));
+    };
     return {_mm256_mul_ps(x.a, power(n.a)), _mm256_mul_ps(x.b, power(n.b))};
 }
 
@@ -453,7 +459,7 @@ OCTAVO_INLINE F32 dot_bf16(F32 acc, I32 w, int32_t a) {
     OCTAVO_LANEWISE(F32, fma_lane(bf16_to_f32(uint16_t(uint32_t(w.v[i]) >> 16)), second, fma_lane(bf16_to_f32(uint16_t(w.v[i])), first, acc.v[i])));
 }
 
-OCTAVO_INLINE F32 scale_by_power(F32 x, I32 n) { return x * bits_to_f32(shift_left<23>(n + iset1(127))); }
+OCTAVO_INLINE F32 scale_by_power(F32 x, F32 n) { return x * bits_to_f32(shift_left<23>(to_i32(n) + iset1(127))); }
 
 #undef OCTAVO_LANEWISE
 #endif
@@ -474,7 +480,7 @@ OCTAVO_INLINE F32 exp(F32 x) {
     p = fma(p, r, set1(1.6666665459e-1f));
     p = fma(p, r, set1(5.0000001201e-1f));
     p = fma(p, r * r, r + set1(1.0f));
-    return scale_by_power(p, to_i32(n));
+    return scale_by_power(p, n);
 }
 
 // tanh(x) = 1 - 2 / (e^2x + 1), odd by construction; for |x| < 0.625 Cephes' polynomial, which keeps small results exact.
