@@ -10,8 +10,8 @@
 
 namespace octavo::OCTAVO_ISA {
 
-// operand.cpp: one row of the weight's left side; `spare` holds `width` floats where a norm is asked for.
-void prepare_row(const float* input, int width, const Norm& norm, const PackedWeight& weight, float* spare, uint8_t* out);
+// operand.cpp: row `row` of a group of the weight's left side; `spare` holds `width` floats where a norm is asked for.
+void prepare_row(const float* input, int width, const Norm& norm, const PackedWeight& weight, float* spare, uint8_t* group, int row);
 void normalise_row(const float* input, int width, const Norm& norm, float* output);
 
 void embedding(const EmbeddingOp&, const Step&, Worker&);      // embedding.cpp

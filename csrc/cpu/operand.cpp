@@ -68,12 +68,12 @@ OCTAVO_INLINE int32_t write_low(const F32* rest, int8_t* low) {
 // Blocks of no larger values count as zeros: 127 over them would be infinite.
 constexpr float NEXT_TO_NOTHING = 1e-36f;
 
-void write_bytes(const float* row, int width, int zero_point, uint8_t* out) {
+void write_bytes(const float* row, int width, int zero_point, uint8_t* group, int r) {
     const int blocks = (width + BLOCK - 1) / BLOCK;
-    int8_t* high = reinterpret_cast<int8_t*>(out);
-    int8_t* low = reinterpret_cast<int8_t*>(out + low_offset(blocks));
-    BlockTerms* terms = reinterpret_cast<BlockTerms*>(out + terms_offset(blocks));
-    uint32_t* wide = reinterpret_cast<uint32_t*>(out + wide_offset(blocks));
+    int8_t* high = reinterpret_cast<int8_t*>(group) + r * BLOCK;
+    int8_t* low = high + low_offset(blocks);
+    BlockTerms* terms = group_terms(group, blocks) + r;
+    uint32_t* wide = group_wide(group, blocks) + r;
     F32 poison = zero();  // stays 0 unless a value is not finite
     float total = 0;
     for (int b = 0; b < blocks; b++) {
@@ -83,30 +83,32 @@ void write_bytes(const float* row, int width, int zero_point, uint8_t* out) {
             most = max(abs(x), most);
             poison = fma(x, zero(), poison);
         }
-        terms[b].scale = reduce_max(most);
-        total += terms[b].scale;
+        terms[b * GROUP_ROWS].scale = reduce_max(most);
+        total += terms[b * GROUP_ROWS].scale;
     }
-    for (int i = 0; i < (blocks + 31) / 32; i++) wide[i] = 0;
-    if (reduce_add(poison) != 0.0f) {  // nothing of the row means anything: it multiplies to NaN
-        std::memset(out, 0, terms_offset(blocks));
-        for (int b = 0; b < blocks; b++) terms[b] = {__builtin_nanf(""), __builtin_nanf(""), 0, 0};
-        return;
-    }
+    for (int i = 0; i < (blocks + 31) / 32; i++) wide[i * GROUP_ROWS] = 0;
+    const bool is_number = reduce_add(poison) == 0.0f;
     const float bar = WIDE_ABOVE * total / float(blocks);
-    for (int b = 0; b < blocks; b++) {
-        const float most = terms[b].scale;
+    for (int b = 0; b < blocks; b++, high += GROUP_ROWS * BLOCK, low += GROUP_ROWS * BLOCK, terms += GROUP_ROWS) {
+        if (!is_number) {  // nothing of the row means anything: it multiplies to NaN
+            std::memset(high, 0, BLOCK);
+            std::memset(low, 0, BLOCK);
+            *terms = {__builtin_nanf(""), __builtin_nanf(""), 0, 0};
+            continue;
+        }
+        const float most = terms->scale;
         F32 rest[BLOCK / LANES];
         const F32 inverse = set1(most > NEXT_TO_NOTHING ? 127.0f / most : 0.0f);
-        const int32_t high_sum = write_high(row + b * BLOCK, width - b * BLOCK, inverse, high + b * BLOCK, rest);
+        const int32_t high_sum = write_high(row + b * BLOCK, width - b * BLOCK, inverse, high, rest);
         int32_t low_sum = 0;
         if (most > bar) {
-            low_sum = write_low(rest, low + b * BLOCK);
-            wide[b / 32] |= 1u << (b % 32);
+            low_sum = write_low(rest, low);
+            wide[b / 32 * GROUP_ROWS] |= 1u << (b % 32);
         } else {
-            std::memset(low + b * BLOCK, 0, BLOCK);
+            std::memset(low, 0, BLOCK);
         }
         const float scale = most / 127.0f;
-        terms[b] = {scale, scale * (float(high_sum) + float(low_sum) * 0.00390625f), -zero_point * high_sum, -zero_point * low_sum};
+        *terms = {scale, scale * (float(high_sum) + float(low_sum) * 0.00390625f), -zero_point * high_sum, -zero_point * low_sum};
     }
 }
 
@@ -119,16 +121,17 @@ void normalise_row(const float* input, int width, const Norm& norm, float* outpu
     }
 }
 
-void prepare_row(const float* input, int width, const Norm& norm, const PackedWeight& weight, float* spare, uint8_t* out) {
+void prepare_row(const float* input, int width, const Norm& norm, const PackedWeight& weight, float* spare, uint8_t* group, int row) {
     const Format format = weight.format;
+    uint8_t* dense = group + size_t(row) * (is_dense(format) ? operand_row_bytes(format, width) : 0);
     if (norm.weight) {
-        float* normed = format == Format::F32 ? reinterpret_cast<float*>(out) : spare;
+        float* normed = format == Format::F32 ? reinterpret_cast<float*>(dense) : spare;
         normalise_row(input, width, norm, normed);
         input = normed;
     }
-    if (format == Format::BF16) write_bf16(input, width, out);
-    else if (format != Format::F32) write_bytes(input, width, weight.zero, out);
-    else if (!norm.weight) std::memcpy(out, input, size_t(width) * 4);
+    if (format == Format::BF16) write_bf16(input, width, dense);
+    else if (format != Format::F32) write_bytes(input, width, weight.zero, group, row);
+    else if (!norm.weight) std::memcpy(dense, input, size_t(width) * 4);
 }
 
 }  // namespace octavo::OCTAVO_ISA

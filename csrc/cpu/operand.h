@@ -2,11 +2,12 @@
 //
 //   F32    float [k]
 //   BF16   bf16 [k rounded up to 32]
-//   bytes  for the quantised formats, by blocks of 32 k (B of them), one scale a block:
-//            int8  high[B * 32]     x is about scale * high ...
-//            int8  low[B * 32]      ... and in a wide block scale * (high + low / 256); 0 elsewhere
-//            BlockTerms terms[B]
-//            uint32 wide[ceil(B / 32)]       bit b: block b is wide
+//   bytes  for the quantised formats, by blocks of 32 k (B of them), one scale a block, and in groups of 16 rows:
+//            int8  high[B][16][32]   x is about scale * high ...
+//            int8  low[B][16][32]    ... and in a wide block scale * (high + low / 256); 0 elsewhere
+//            BlockTerms terms[B][16]
+//            uint32 wide[ceil(B / 32)][16]   bit b: block b is wide
+//          what one block needs of all rows of a group is together: a tile's 16 x 32 bytes are 8 whole lines of the cache.
 //
 // Wide blocks are the few of a row whose largest value is more than three times the mean of the blocks' largest: there a step of a 127th of
 // the largest is what costs answers (docs/performance.md, "What quantisation costs"), and a second byte brings it to nothing. Products
@@ -16,12 +17,15 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "packed_weight.h"
 
 namespace octavo {
 
-constexpr int OPERAND_ROWS = 16;  // kernels may read rows up to a multiple of this: there is memory, whatever it holds
+constexpr int GROUP_ROWS = 16;  // there is memory for whole groups of rows, whatever it holds: kernels may read it
+// Rows that no other thread should write at the same time: their terms are one line of the cache.
+constexpr int ROWS_TOGETHER = 4;
 
 constexpr float WIDE_ABOVE = 3.0f;  // times the mean of the row's block maxima
 
@@ -33,28 +37,39 @@ struct BlockTerms {
     int32_t low_start;   // the same for the low ones
 };
 
-// An odd number of cache lines: rows at a multiple of 4096 bytes would all want the same few places of the level-1 cache.
+// Of a dense row. An odd number of cache lines: rows at multiples of 4096 bytes would all want the same few places of the level-1 cache.
 OCTAVO_LOCAL size_t operand_row_bytes(Format format, int k) {
-    const size_t blocks = size_t(k + BLOCK - 1) / BLOCK;
-    size_t bytes = 0;
-    if (format == Format::F32) bytes = size_t(k) * 4;
-    else if (format == Format::BF16) bytes = blocks * BLOCK * 2;
-    else bytes = blocks * (2 * BLOCK + sizeof(BlockTerms)) + (blocks + 31) / 32 * 4;
+    const size_t blocks = size_t(k + BLOCK - 1) / BLOCK, bytes = format == Format::F32 ? size_t(k) * 4 : blocks * BLOCK * 2;
     return ((bytes + 63) / 64 | 1) * 64;
 }
 
-// Memory of `rows` rows.
-OCTAVO_LOCAL size_t operand_bytes(size_t row_bytes, int rows) { return size_t(rows + OPERAND_ROWS - 1) / OPERAND_ROWS * OPERAND_ROWS * row_bytes; }
-
-// A product's use of a thread's scratch: a few rows of the operand, a row in float32, a panel's four-bit values as bytes.
-OCTAVO_LOCAL size_t unpacked_offset(size_t row_bytes, int k) { return OPERAND_ROWS * row_bytes + (size_t(k) * 4 + 63) / 64 * 64; }
-OCTAVO_LOCAL size_t linear_scratch_bytes(Format format, int k) {
-    return unpacked_offset(operand_row_bytes(format, k), k) + (is_four_bit(format) ? size_t(k + BLOCK - 1) / BLOCK * BLOCK * PANEL : 0);
+OCTAVO_LOCAL size_t operand_group_bytes(Format format, int k) {
+    if (is_dense(format)) return GROUP_ROWS * operand_row_bytes(format, k);
+    const size_t blocks = size_t(k + BLOCK - 1) / BLOCK;
+    return GROUP_ROWS * (blocks * (2 * BLOCK + sizeof(BlockTerms)) + (blocks + 31) / 32 * 4);
 }
 
-// Where the parts of a row of bytes begin, in bytes from its start.
-OCTAVO_LOCAL size_t low_offset(int blocks) { return size_t(blocks) * BLOCK; }
-OCTAVO_LOCAL size_t terms_offset(int blocks) { return size_t(blocks) * BLOCK * 2; }
-OCTAVO_LOCAL size_t wide_offset(int blocks) { return terms_offset(blocks) + size_t(blocks) * sizeof(BlockTerms); }
+OCTAVO_LOCAL size_t groups_of(int rows) { return size_t(rows + GROUP_ROWS - 1) / GROUP_ROWS; }
+
+// Where the parts of a group of byte rows begin.
+OCTAVO_LOCAL size_t low_offset(int blocks) { return size_t(blocks) * GROUP_ROWS * BLOCK; }
+template <class Byte>
+OCTAVO_LOCAL auto group_terms(Byte* group, int blocks) {
+    return reinterpret_cast<std::conditional_t<std::is_const_v<Byte>, const BlockTerms, BlockTerms>*>(group + 2 * low_offset(blocks));
+}
+template <class Byte>
+OCTAVO_LOCAL auto group_wide(Byte* group, int blocks) {
+    return reinterpret_cast<std::conditional_t<std::is_const_v<Byte>, const uint32_t, uint32_t>*>(group_terms(group, blocks) + blocks * GROUP_ROWS);
+}
+
+// A product's use of a thread's scratch: a group of the operand, a row in float32, four-bit values of some panels as bytes.
+constexpr size_t UNPACKED_BYTES = 192 * 1024;  // at once, but at least one panel
+OCTAVO_LOCAL size_t unpacked_panel_bytes(int k) { return size_t(k + BLOCK - 1) / BLOCK * BLOCK * PANEL; }
+OCTAVO_LOCAL size_t spare_offset(Format format, int k) { return operand_group_bytes(format, k); }
+OCTAVO_LOCAL size_t unpacked_offset(Format format, int k) { return spare_offset(format, k) + (size_t(k) * 4 + 63) / 64 * 64; }
+OCTAVO_LOCAL size_t linear_scratch_bytes(Format format, int k) {
+    const size_t panel = is_four_bit(format) ? unpacked_panel_bytes(k) : 0;
+    return unpacked_offset(format, k) + (panel && panel < UNPACKED_BYTES ? UNPACKED_BYTES : panel);
+}
 
 }  // namespace octavo

@@ -17,9 +17,8 @@ double now() { return std::chrono::duration<double>(std::chrono::steady_clock::n
 void Program::append(const Op& op) {
     if (const LinearOp* linear = std::get_if<LinearOp>(&op)) {
         const PackedWeight& weight = *linear->weight;
-        const size_t row_bytes = operand_row_bytes(weight.format, weight.k);
         scratch_bytes_ = std::max(scratch_bytes_, linear_scratch_bytes(weight.format, weight.k));
-        shared_row_bytes_ = std::max(shared_row_bytes_, row_bytes);
+        shared_group_bytes_ = std::max(shared_group_bytes_, operand_group_bytes(weight.format, weight.k));
     } else if (const NormOp* norm = std::get_if<NormOp>(&op)) {
         scratch_bytes_ = std::max(scratch_bytes_, size_t(norm->width) * 4 + 64);
     } else if (const AttentionOp* attention = std::get_if<AttentionOp>(&op)) {
@@ -66,7 +65,7 @@ struct Program::Piece {
 };
 
 void Program::run_piece(const Step& step, float* output) {
-    team_.reserve(scratch_bytes_, std::max(shared_bytes_, operand_bytes(shared_row_bytes_, step.tokens)));
+    team_.reserve(scratch_bytes_, std::max(shared_bytes_, shared_group_bytes_ * groups_of(step.tokens)));
     tasks_[0] = tasks_[1] = 0;
     Piece piece{this, &step, output};
     team_.run([](void* argument, Worker& worker) {
