@@ -46,6 +46,10 @@ OCTAVO_INLINE void load_tile(const void* rows, size_t stride) {
     asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(rows), "r"(stride), "i"(TILE) : "memory");
 }
 template <int TILE>
+OCTAVO_INLINE void stream_tile(const void* rows, size_t stride) {
+    asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" ::"r"(rows), "r"(stride), "i"(TILE) : "memory");
+}
+template <int TILE>
 OCTAVO_INLINE void store_tile(void* rows, size_t stride) {
     asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(rows), "r"(stride), "i"(TILE) : "memory");
 }

@@ -45,6 +45,19 @@ void quantised_row(const PackedWeight& table, const uint8_t* panel, int lane, fl
     }
 }
 
+void table_row(const PackedWeight& table, const uint8_t* panel, int lane, float scale, float* out) {
+    const int half = lane / LANES, column = lane % LANES;
+    const uint8_t* part = panel + table_part(table.format, half);
+    for (int b = 0; b < table.blocks(); b++, part += block_bytes(table.format)) {
+        const float d = f16_to_f32(half_word(part + column * 2));
+        const float m = has_minimum(table.format) ? f16_to_f32(half_word(part + (LANES + column) * 2)) : 0.0f;
+        for (int i = 0; i < BLOCK && b * BLOCK + i < table.k; i++) {
+            const int q = half_word(part + table_values(table.format) + (column / 4 * BLOCK + i) * 2) >> (column % 4 * 4) & 15;
+            out[b * BLOCK + i] = __builtin_fmaf(d, float(q - table.zero), m) * scale;
+        }
+    }
+}
+
 }  // namespace
 
 void embedding(const EmbeddingOp& op, const Step& step, Worker& worker) {
@@ -55,6 +68,7 @@ void embedding(const EmbeddingOp& op, const Step& step, Worker& worker) {
         const uint8_t* panel = table.data + size_t(column / PANEL) * table.panel_bytes;
         float* out = op.output + t * op.output_stride;
         if (is_dense(table.format)) dense_row(table, panel, column % PANEL, op.scale, out);
+        else if (is_table(table.format)) table_row(table, panel, column % PANEL, op.scale, out);
         else quantised_row(table, panel, column % PANEL, op.scale, out);
     }
 }

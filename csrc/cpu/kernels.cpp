@@ -1,12 +1,20 @@
 // The table of one instruction set's kernels.
 #include "kernels.h"
 
+#include "amx.h"
+
 #define OCTAVO_NAME_OF(isa) OCTAVO_STRING(isa)
 #define OCTAVO_STRING(isa) #isa
 
 namespace octavo::OCTAVO_ISA {
 
+#if defined(OCTAVO_AMX)
+constexpr bool HAS_TABLES = true;
+#else
+constexpr bool HAS_TABLES = false;
+#endif
+
 extern const Kernels kernels;
-const Kernels kernels = {OCTAVO_NAME_OF(OCTAVO_ISA), embedding, linear, norm, add, gated, rotary_cache, attention};
+const Kernels kernels = {OCTAVO_NAME_OF(OCTAVO_ISA), HAS_TABLES, embedding, linear, norm, add, gated, rotary_cache, attention};
 
 }  // namespace octavo::OCTAVO_ISA

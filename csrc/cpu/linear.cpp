@@ -29,6 +29,8 @@ constexpr int OWN_OPERAND_ROWS = 2;
 static_assert(OWN_OPERAND_ROWS <= GROUP_ROWS);
 // Rows of operands that stay in the level-2 cache while panels go by.
 constexpr int ROW_CHUNK = 192;
+// Panels up to this size are fetched to the level-1 cache, where the one in use and the rows are.
+constexpr size_t NEAR_BYTES = 16 * 1024;
 // Into how many runs the panels are cut for each thread.
 constexpr int RUNS = 6;
 
@@ -50,30 +52,38 @@ TileKernel kernel_for(int rows, std::integer_sequence<int, I...>) {
 }
 
 template <Format F>
-TileKernel kernel_for(int rows) {
+TileKernel kernel_for(int rows, [[maybe_unused]] bool unpacked) {
 #if defined(OCTAVO_AMX)
-    if constexpr (F == Format::BF16) return rows > TILE_ROWS ? amx_tile_bf16<true> : amx_tile_bf16<false>;
+    if constexpr (is_table(F)) {
+        constexpr bool MIN = has_minimum(F);
+        if (unpacked) return rows > TILE_ROWS ? amx_tile_table<true, false, MIN> : amx_tile_table<false, false, MIN>;
+        return rows > TILE_ROWS ? amx_tile_table<true, true, MIN> : amx_tile_table<false, true, MIN>;
+    } else if constexpr (F == Format::BF16) return rows > TILE_ROWS ? amx_tile_bf16<true> : amx_tile_bf16<false>;
     else if constexpr (F != Format::F32)
         if (rows >= AMX_BYTE_ROWS) return rows > TILE_ROWS / 2 ? amx_tile_bytes<F, TILE_ROWS> : amx_tile_bytes<F, TILE_ROWS / 2>;
 #endif
     return kernel_for<F>(rows, std::make_integer_sequence<int, is_dense(F) ? DENSE_TILE : BYTE_TILE>());
 }
 
-TileKernel kernel_of(Format format, int rows) {
+TileKernel kernel_of(Format format, int rows, bool unpacked) {
     switch (format) {
-        case Format::F32: return kernel_for<Format::F32>(rows);
-        case Format::BF16: return kernel_for<Format::BF16>(rows);
-        case Format::U8_ROW: return kernel_for<Format::U8_ROW>(rows);
-        case Format::U8_BLOCK: return kernel_for<Format::U8_BLOCK>(rows);
-        case Format::U8_BLOCK_MIN: return kernel_for<Format::U8_BLOCK_MIN>(rows);
-        case Format::U4_BLOCK: return kernel_for<Format::U4_BLOCK>(rows);
-        default: return kernel_for<Format::U4_BLOCK_MIN>(rows);
+        case Format::F32: return kernel_for<Format::F32>(rows, unpacked);
+        case Format::BF16: return kernel_for<Format::BF16>(rows, unpacked);
+        case Format::U8_ROW: return kernel_for<Format::U8_ROW>(rows, unpacked);
+        case Format::U8_BLOCK: return kernel_for<Format::U8_BLOCK>(rows, unpacked);
+        case Format::U8_BLOCK_MIN: return kernel_for<Format::U8_BLOCK_MIN>(rows, unpacked);
+        case Format::U4_BLOCK: return kernel_for<Format::U4_BLOCK>(rows, unpacked);
+#if defined(OCTAVO_AMX)
+        case Format::U4_TABLE: return kernel_for<Format::U4_TABLE>(rows, unpacked);
+        case Format::U4_TABLE_MIN: return kernel_for<Format::U4_TABLE_MIN>(rows, unpacked);
+#endif
+        default: return kernel_for<Format::U4_BLOCK_MIN>(rows, unpacked);
     }
 }
 
 #if defined(OCTAVO_AMX)
 constexpr int MOST_ROWS = 2 * TILE_ROWS;
-bool uses_amx(Format format, int rows) { return format == Format::BF16 || (format != Format::F32 && rows >= AMX_BYTE_ROWS); }
+bool uses_amx(Format format, int rows) { return format == Format::BF16 || is_table(format) || (format != Format::F32 && rows >= AMX_BYTE_ROWS); }
 #else
 constexpr int MOST_ROWS = DENSE_TILE;
 bool uses_amx(Format, int) { return false; }
@@ -82,7 +92,7 @@ bool uses_amx(Format, int) { return false; }
 // Cut rows into tiles: whole units first, each into tiles as equal as can be. Calls what(first row, height) for each.
 template <class What>
 OCTAVO_INLINE void for_tiles(Format format, Span rows, const What& what) {
-    const int unit = is_dense(format) ? (uses_amx(format, 1) ? MOST_ROWS : ROW_CHUNK) : GROUP_ROWS;
+    const int unit = uses_amx(format, 1) ? MOST_ROWS : is_dense(format) ? ROW_CHUNK : GROUP_ROWS;
     for (int first = rows.first; first < rows.last; first += unit) {
         const int count = first + unit < rows.last ? unit : rows.last - first;
         const int most = uses_amx(format, count) ? unit : is_dense(format) ? DENSE_TILE : BYTE_TILE;
@@ -151,12 +161,15 @@ struct Product {
     uint8_t* unpacked;
 
     const uint8_t* panel(int i) const { return weight.data + size_t(i) * weight.panel_bytes; }
-    bool unpacks(int rows) const { return is_four_bit(weight.format) && uses_amx(weight.format, rows); }
+    // Whether four-bit values are unpacked before the tiles' kernels run: not where a kernel that does it itself runs once.
+    bool unpacks(int rows) const {
+        return is_table(weight.format) ? rows > MOST_ROWS : is_four_bit(weight.format) && uses_amx(weight.format, rows);
+    }
     // Panels that rows go through together: of one tile of rows, each by itself.
     int group_panels(Span rows) const {
         int tiles = 0;
         for_tiles(weight.format, rows, [&](int, int) { tiles++; });
-        const size_t bytes = unpacks(rows.last - rows.first) ? unpacked_panel_bytes(weight.k) : weight.panel_bytes;
+        const size_t bytes = unpacks(rows.last - rows.first) ? unpacked_panel_bytes(weight.format, weight.k) : weight.panel_bytes;
         return tiles == 1 || bytes > UNPACKED_BYTES ? 1 : int(UNPACKED_BYTES / bytes);
     }
     void compute(Span rows, Span panels, Span coming) const;
@@ -165,21 +178,24 @@ struct Product {
 // Rows times a group of panels, while those that come next are fetched.
 void Product::compute(Span rows, Span panels, Span coming) const {
     const size_t group_bytes = operand_group_bytes(weight.format, weight.k), row_bytes = is_dense(weight.format) ? operand_row_bytes(weight.format, weight.k) : 0;
-    const size_t panel_space = unpacks(rows.last - rows.first) ? unpacked_panel_bytes(weight.k) : 0;
+    const size_t panel_space = unpacks(rows.last - rows.first) ? unpacked_panel_bytes(weight.format, weight.k) : 0;
 #if defined(OCTAVO_AMX)
-    for (int p = panels.first; panel_space && p < panels.last; p++) unpack_panel(weight, panel(p), unpacked + (p - panels.first) * panel_space);
+    for (int p = panels.first; panel_space && p < panels.last; p++) {
+        if (is_table(weight.format)) expand_panel(weight, panel(p), unpacked + (p - panels.first) * panel_space);
+        else unpack_panel(weight, panel(p), unpacked + (p - panels.first) * panel_space);
+    }
 #endif
     int calls = 0;
     for_tiles(weight.format, rows, [&](int, int) { calls += panels.last - panels.first; });
     const int lines = int((size_t(coming.last - coming.first) * weight.panel_bytes + 63) / 64), steps = calls * prefetch_steps(weight);
-    Prefetcher next{panel(coming.first), panel(coming.last), (lines + steps - 1) / steps, calls == 1};
+    Prefetcher next{panel(coming.first), panel(coming.last), (lines + steps - 1) / steps, calls == 1 && weight.panel_bytes <= NEAR_BYTES};
     alignas(64) float sums[MOST_ROWS][PANEL];
     for_tiles(weight.format, rows, [&](int first, int height) {
         const int in_group = first % GROUP_ROWS;
         const uint8_t* group = operand + size_t(first / GROUP_ROWS) * group_bytes;
-        const TileKernel kernel = kernel_of(weight.format, height);
+        const TileKernel kernel = kernel_of(weight.format, height, panel_space > 0);
         for (int p = panels.first; p < panels.last; p++) {
-            kernel({group + in_group * row_bytes, in_group, height, row_bytes, panel(p), unpacked + (p - panels.first) * panel_space, weight.k}, next, sums);
+            kernel({group + in_group * row_bytes, in_group, height, row_bytes, panel(p), unpacked + (p - panels.first) * panel_space, weight.k, weight.zero}, next, sums);
             finish(op, p, sums, first, height);
         }
     });
@@ -211,9 +227,10 @@ void linear(const LinearOp& op, const Step& step, Worker& worker) {
     }
 
     float* spare = reinterpret_cast<float*>(worker.scratch + spare_offset(format, weight.k));
-    const Span parts = own ? Span{0, step.tokens} : share_of((step.tokens + ROWS_TOGETHER - 1) / ROWS_TOGETHER, worker.id, worker.count);
-    const int end = own || parts.last * ROWS_TOGETHER > step.tokens ? step.tokens : parts.last * ROWS_TOGETHER;
-    for (int t = own ? 0 : parts.first * ROWS_TOGETHER; t < end; t++) {
+    const int together = rows_together(format);
+    const Span parts = own ? Span{0, step.tokens} : share_of((step.tokens + together - 1) / together, worker.id, worker.count);
+    const int end = own || parts.last * together > step.tokens ? step.tokens : parts.last * together;
+    for (int t = own ? 0 : parts.first * together; t < end; t++) {
         uint8_t* group = const_cast<uint8_t*>(product.operand) + size_t(t / GROUP_ROWS) * operand_group_bytes(format, weight.k);
         prepare_row(op.input + t * op.input_stride, weight.k, op.norm, weight, spare, group, t % GROUP_ROWS);
     }

@@ -44,8 +44,9 @@ struct Tile {
     int height;           // how many
     size_t row_bytes;     // of dense ones
     const uint8_t* panel;
-    const uint8_t* unpacked;  // its four-bit values as bytes, for the kernels of AMX
+    const uint8_t* unpacked;  // its four-bit values as bytes or bf16, for the kernels of AMX; null: the kernel does it
     int k;
+    int zero;
 };
 
 template <int R>

@@ -15,7 +15,7 @@ constexpr int AMX_BYTE_ROWS = 6;  // fewer rows of bytes are faster without tile
 // Sums in tiles 0 to 3, rows in 4 and 5, weights in 6 and 7.
 TileShapes tile_shapes(Format format) {
     TileShapes shapes;
-    const int k_bytes = format == Format::BF16 ? TILE_BYTES : BLOCK;
+    const int k_bytes = format == Format::BF16 || is_table(format) ? TILE_BYTES : BLOCK;
     for (int i = 0; i < 8; i++) {
         shapes.rows[i] = i < 6 ? TILE_ROWS : uint8_t(k_bytes / 4);
         shapes.row_bytes[i] = i == 4 || i == 5 ? uint16_t(k_bytes) : TILE_BYTES;
@@ -34,10 +34,10 @@ void amx_tile_bf16(const Tile& tile, Prefetcher& prefetcher, float (*out)[PANEL]
     if constexpr (TWO) clear_tile<2>(), clear_tile<3>();
     for (int k = 0; k < tile.k; k += TILE_BYTES / 2, w += TILE_ROWS * PANEL * 4, x += TILE_BYTES) {
         next.step();
-        load_tile<6>(w, PANEL * 4);
+        stream_tile<6>(w, PANEL * 4);
         load_tile<4>(x, row_bytes);
         add_bf16_products<0, 4, 6>();
-        load_tile<7>(w + TILE_BYTES, PANEL * 4);
+        stream_tile<7>(w + TILE_BYTES, PANEL * 4);
         add_bf16_products<1, 4, 7>();
         if constexpr (TWO) {
             load_tile<5>(x + TILE_ROWS * row_bytes, row_bytes);
@@ -144,6 +144,128 @@ void amx_tile_bytes(const Tile& tile, Prefetcher& prefetcher, float (*out)[PANEL
         OCTAVO_UNROLL for (int r = 0; r < R; r++) store(out[r] + half * LANES, sum[r]);
     }
     prefetcher = next;
+}
+
+// ---- looked-up weights -----------------------------------------------------------------------------------------------------------------
+
+// 16 columns of a block as bf16, [16 columns][32 k]: the left side of a product. A column's 16 possible values are computed, rounded and
+// put side by side with its neighbour's; one permutation then looks up 32 of them. Per value a third of the work of converting it.
+template <bool MIN>
+OCTAVO_INLINE void expand_part(const uint8_t* part, float zero_point, uint8_t* out) {
+    alignas(64) float scales[LANES], minima[LANES];
+    const F32 d = load_f16(part);
+    store(scales, d);
+    store(minima, MIN ? load_f16(part + LANES * 2) : d * set1(-zero_point));
+    const uint8_t* values = part + (MIN ? 4 : 2) * LANES;
+    const __m512 q = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i nibble = _mm512_set1_epi16(15), second = _mm512_set1_epi16(16);
+    const auto table = [&](int c) __attribute__((always_inline)) {
+        return _mm512_fmadd_ps(q, _mm512_set1_ps(scales[c]), _mm512_set1_ps(minima[c]));
+    };
+    OCTAVO_UNROLL for (int line = 0; line < 4; line++) {
+        const __m512i words = iload(values + line * TILE_BYTES).v;
+        const int c = 4 * line;
+        const __m512i first = (__m512i)_mm512_cvtne2ps_pbh(table(c + 1), table(c)), last = (__m512i)_mm512_cvtne2ps_pbh(table(c + 3), table(c + 2));
+        const auto put = [&](int column, __m512i index, __m512i of) __attribute__((always_inline)) {
+            istore(out + column * TILE_BYTES, {_mm512_permutexvar_epi16(index, of)});
+        };
+        put(c, words & nibble, first);
+        put(c + 1, (_mm512_srli_epi16(words, 4) & nibble) | second, first);
+        put(c + 2, _mm512_srli_epi16(words, 8) & nibble, last);
+        put(c + 3, _mm512_srli_epi16(words, 12) | second, last);
+    }
+}
+
+constexpr int PART_BYTES = TILE_ROWS * TILE_BYTES;  // 16 columns of a block as bf16
+
+template <bool MIN>
+OCTAVO_INLINE void expand_block(const uint8_t* block, float zero_point, uint8_t* out) {
+    constexpr Format F = MIN ? Format::U4_TABLE_MIN : Format::U4_TABLE;
+    expand_part<MIN>(block, zero_point, out);
+    expand_part<MIN>(block + table_part(F, 1), zero_point, out + PART_BYTES);
+}
+
+// A panel: [k / 32][2][16 columns][32 k].
+void expand_panel(const PackedWeight& weight, const uint8_t* panel, uint8_t* out) {
+    const float zero_point = float(weight.zero);
+    for (int b = 0; b < weight.blocks(); b++, panel += block_bytes(weight.format), out += 2 * PART_BYTES) {
+        if (has_minimum(weight.format)) expand_block<true>(panel, zero_point, out);
+        else expand_block<false>(panel, zero_point, out);
+    }
+}
+
+// 16 columns x 16 rows of sums, to the rows' places.
+void turn(const float (*columns)[LANES], float (*out)[PANEL], int rows) {
+    if (rows <= 4) {
+        const __m512i lines = _mm512_slli_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), 6);
+        for (int r = 0; r < rows; r++) store(out[r], {_mm512_i32gather_ps(lines, columns[0] + r, 1)});
+        return;
+    }
+    __m512 x[LANES], y[LANES];
+    OCTAVO_UNROLL for (int i = 0; i < LANES; i++) x[i] = load(columns[i]).v;
+    OCTAVO_UNROLL for (int i = 0; i < LANES; i += 2) {  // y[4 j + ..]: pairs of columns
+        y[i] = _mm512_unpacklo_ps(x[i], x[i + 1]);
+        y[i + 1] = _mm512_unpackhi_ps(x[i], x[i + 1]);
+    }
+    OCTAVO_UNROLL for (int i = 0; i < LANES; i += 4) {  // x[4 j + r]: four columns' rows r, r + 4, r + 8, r + 12
+        x[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(y[i]), _mm512_castps_pd(y[i + 2])));
+        x[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(y[i]), _mm512_castps_pd(y[i + 2])));
+        x[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(y[i + 1]), _mm512_castps_pd(y[i + 3])));
+        x[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(y[i + 1]), _mm512_castps_pd(y[i + 3])));
+    }
+    OCTAVO_UNROLL for (int r = 0; r < 4; r++) {
+        const __m512 a = _mm512_shuffle_f32x4(x[r], x[4 + r], 0x88), b = _mm512_shuffle_f32x4(x[8 + r], x[12 + r], 0x88);  // rows r, r + 8
+        const __m512 c = _mm512_shuffle_f32x4(x[r], x[4 + r], 0xdd), d = _mm512_shuffle_f32x4(x[8 + r], x[12 + r], 0xdd);  // r + 4, r + 12
+        store(out[r], {_mm512_shuffle_f32x4(a, b, 0x88)});
+        store(out[r + 4], {_mm512_shuffle_f32x4(c, d, 0x88)});
+        store(out[r + 8], {_mm512_shuffle_f32x4(a, b, 0xdd)});
+        store(out[r + 12], {_mm512_shuffle_f32x4(c, d, 0xdd)});
+    }
+}
+
+// Weights times rows, the sums turned at the end: one or TWO groups of up to 16 rows. Where there are no others, blocks are expanded here,
+// one ahead of the products (which take time of their own); MIN is of use only then.
+template <bool TWO, bool EXPAND, bool MIN>
+void amx_tile_table(const Tile& tile, Prefetcher& prefetcher, float (*out)[PANEL]) {
+    constexpr int AHEAD = 1, RING = 4;
+    alignas(64) uint8_t ring[RING][2 * PART_BYTES];
+    Prefetcher next = prefetcher;
+    const int blocks = (tile.k + BLOCK - 1) / BLOCK;
+    const size_t group_bytes = size_t(blocks) * PART_BYTES;
+    const float zero_point = float(tile.zero);
+    const auto expand = [&](int b) __attribute__((always_inline)) {
+        constexpr Format F = MIN ? Format::U4_TABLE_MIN : Format::U4_TABLE;
+        expand_block<MIN>(tile.panel + b * block_bytes(F), zero_point, ring[b % RING]);
+    };
+    clear_tile<0>(), clear_tile<1>();
+    if constexpr (TWO) clear_tile<2>(), clear_tile<3>();
+    if constexpr (EXPAND)
+        for (int b = 0; b < AHEAD && b < blocks; b++) expand(b);
+    for (int b = 0; b < blocks; b++) {
+        next.step();
+        if constexpr (EXPAND)
+            if (b + AHEAD < blocks) expand(b + AHEAD);
+        const uint8_t* w = EXPAND ? ring[b % RING] : tile.unpacked + b * 2 * PART_BYTES;
+        const uint8_t* x = tile.rows + b * PART_BYTES;
+        stream_tile<4>(w, TILE_BYTES);
+        load_tile<6>(x, TILE_BYTES);
+        add_bf16_products<0, 4, 6>();
+        stream_tile<5>(w + PART_BYTES, TILE_BYTES);
+        add_bf16_products<1, 5, 6>();
+        if constexpr (TWO) {
+            load_tile<7>(x + group_bytes, TILE_BYTES);
+            add_bf16_products<2, 4, 7>();
+            add_bf16_products<3, 5, 7>();
+        }
+    }
+    prefetcher = next;
+    alignas(64) float columns[4][TILE_ROWS][LANES];
+    store_tile<0>(columns[0], TILE_BYTES), store_tile<1>(columns[1], TILE_BYTES);
+    if constexpr (TWO) store_tile<2>(columns[2], TILE_BYTES), store_tile<3>(columns[3], TILE_BYTES);
+    for (int i = 0; i < (TWO ? 4 : 2); i++) {
+        float* to = out[i / 2 * TILE_ROWS] + i % 2 * LANES;
+        turn(columns[i], reinterpret_cast<float(*)[PANEL]>(to), tile.height - i / 2 * TILE_ROWS);
+    }
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
 // Rows of activations to rows of a product's left side (operand.h), normalised on the way where a norm stands before the product.
+#include "amx.h"
 #include "kernels.h"
 #include "operand.h"
 #include "simd.h"
@@ -39,6 +40,17 @@ void write_bf16(const float* row, int width, uint8_t* out) {
     if (c < width) store_bf16(out + 2 * c, load(row + c, width - c), width - c);
     if (width % BLOCK) std::memset(out + 2 * width, 0, size_t(BLOCK - width % BLOCK) * 2);
 }
+
+#if defined(OCTAVO_AMX)
+// A row's pairs, each to its place in a line of 16 rows.
+void write_pairs(const float* row, int width, uint8_t* group, int r) {
+    const __m512i lines = _mm512_slli_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), 6);
+    for (int c = 0; c < width; c += BLOCK, group += GROUP_ROWS * BLOCK * 2) {
+        const __m512bh both = _mm512_cvtne2ps_pbh(load_at(row, c + LANES, width).v, load_at(row, c, width).v);
+        _mm512_i32scatter_epi32(group + r * 4, lines, (__m512i)both, 1);
+    }
+}
+#endif
 
 // The high bytes of a block and their sum; x / scale goes back to `scaled` for the low ones.
 OCTAVO_INLINE int32_t write_high(const float* x, int width, F32 inverse, int8_t* high, F32* scaled) {
@@ -129,6 +141,9 @@ void prepare_row(const float* input, int width, const Norm& norm, const PackedWe
         normalise_row(input, width, norm, normed);
         input = normed;
     }
+#if defined(OCTAVO_AMX)
+    if (is_table(format)) return write_pairs(input, width, group, row);
+#endif
     if (format == Format::BF16) write_bf16(input, width, dense);
     else if (format != Format::F32) write_bytes(input, width, weight.zero, group, row);
     else if (!norm.weight) std::memcpy(dense, input, size_t(width) * 4);

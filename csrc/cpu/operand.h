@@ -2,7 +2,8 @@
 //
 //   F32    float [k]
 //   BF16   bf16 [k rounded up to 32]
-//   bytes  for the quantised formats, by blocks of 32 k (B of them), one scale a block, and in groups of 16 rows:
+//   pairs  for U4_TABLE: bf16 [k / 32][16 pairs of k][16 rows][2], in groups of 16 rows: the right side of a product by AMX
+//   bytes  for the other quantised formats, by blocks of 32 k (B of them), one scale a block, and in groups of 16 rows:
 //            int8  high[B][16][32]   x is about scale * high ...
 //            int8  low[B][16][32]    ... and in a wide block scale * (high + low / 256); 0 elsewhere
 //            BlockTerms terms[B][16]
@@ -24,8 +25,8 @@
 namespace octavo {
 
 constexpr int GROUP_ROWS = 16;  // there is memory for whole groups of rows, whatever it holds: kernels may read it
-// Rows that no other thread should write at the same time: their terms are one line of the cache.
-constexpr int ROWS_TOGETHER = 4;
+// Rows that no other thread should write at the same time: they have parts in one line of the cache.
+OCTAVO_LOCAL constexpr int rows_together(Format f) { return is_table(f) ? GROUP_ROWS : 4; }
 
 constexpr float WIDE_ABOVE = 3.0f;  // times the mean of the row's block maxima
 
@@ -46,6 +47,7 @@ OCTAVO_LOCAL size_t operand_row_bytes(Format format, int k) {
 OCTAVO_LOCAL size_t operand_group_bytes(Format format, int k) {
     if (is_dense(format)) return GROUP_ROWS * operand_row_bytes(format, k);
     const size_t blocks = size_t(k + BLOCK - 1) / BLOCK;
+    if (is_table(format)) return GROUP_ROWS * blocks * BLOCK * 2;
     return GROUP_ROWS * (blocks * (2 * BLOCK + sizeof(BlockTerms)) + (blocks + 31) / 32 * 4);
 }
 
@@ -62,13 +64,13 @@ OCTAVO_LOCAL auto group_wide(Byte* group, int blocks) {
     return reinterpret_cast<std::conditional_t<std::is_const_v<Byte>, const uint32_t, uint32_t>*>(group_terms(group, blocks) + blocks * GROUP_ROWS);
 }
 
-// A product's use of a thread's scratch: a group of the operand, a row in float32, four-bit values of some panels as bytes.
+// A product's use of a thread's scratch: a group of the operand, a row in float32, four-bit values of some panels as bytes or bf16.
 constexpr size_t UNPACKED_BYTES = 192 * 1024;  // at once, but at least one panel
-OCTAVO_LOCAL size_t unpacked_panel_bytes(int k) { return size_t(k + BLOCK - 1) / BLOCK * BLOCK * PANEL; }
+OCTAVO_LOCAL size_t unpacked_panel_bytes(Format format, int k) { return size_t(k + BLOCK - 1) / BLOCK * BLOCK * PANEL * (is_table(format) ? 2 : 1); }
 OCTAVO_LOCAL size_t spare_offset(Format format, int k) { return operand_group_bytes(format, k); }
 OCTAVO_LOCAL size_t unpacked_offset(Format format, int k) { return spare_offset(format, k) + (size_t(k) * 4 + 63) / 64 * 64; }
 OCTAVO_LOCAL size_t linear_scratch_bytes(Format format, int k) {
-    const size_t panel = is_four_bit(format) ? unpacked_panel_bytes(k) : 0;
+    const size_t panel = is_four_bit(format) ? unpacked_panel_bytes(format, k) : 0;
     return unpacked_offset(format, k) + (panel && panel < UNPACKED_BYTES ? UNPACKED_BYTES : panel);
 }
 

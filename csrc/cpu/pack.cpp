@@ -16,6 +16,8 @@ uint16_t to_bf16(float value) {
     return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
+constexpr int LANES_OF_TABLE = PANEL / 2;
+
 template <class Source>
 struct Job {
     const PackedWeight* weight;
@@ -91,6 +93,38 @@ void pack_block_row(const PackedWeight& w, const BlockRows& source, int row, int
     }
 }
 
+// Rows whose columns share the words of a table: up to four neighbours of one half.
+void pack_table_rows(const PackedWeight& w, const BlockRows& source, int row, int column, int count) {
+    const int lane = column % LANES_OF_TABLE, line = lane / 4, shift = lane % 4;
+    uint8_t* part = w.data + size_t(column / PANEL) * w.panel_bytes + table_part(w.format, column % PANEL / LANES_OF_TABLE);
+    for (int b = 0; b < w.blocks(); b++, part += block_bytes(w.format)) {
+        uint16_t* words = reinterpret_cast<uint16_t*>(part + table_values(w.format)) + line * BLOCK;
+        for (int i = 0; i < count; i++) {
+            const int64_t r = row + i;
+            std::memcpy(part + (lane + i) * 2, source.scales + r * source.scale_row + b * source.scale_block, 2);
+            if (has_minimum(w.format)) {
+                std::memcpy(part + (LANES_OF_TABLE + lane + i) * 2, source.minima + r * source.minimum_row + b * source.minimum_block, 2);
+            }
+            const uint8_t* stored = source.values + r * source.value_row + b * source.value_block;
+            const int at = 4 * (shift + i);
+            for (int k = 0; k < BLOCK / 2; k++) words[k] = uint16_t(words[k] | (stored[k] & 15) << at);
+            for (int k = 0; k < BLOCK / 2; k++) words[k + BLOCK / 2] = uint16_t(words[k + BLOCK / 2] | (stored[k] >> 4) << at);
+        }
+    }
+}
+
+// A word belongs to one thread: panels are dealt out in turn.
+void pack_table_share(void* argument, Worker& worker) {
+    const Job<BlockRows>& job = *static_cast<const Job<BlockRows>*>(argument);
+    const PackedWeight& w = *job.weight;
+    for (int row = 0, count; row < job.rows; row += count) {
+        const int column = w.column_of(job.first + row);
+        count = 1;
+        while (count < 4 - column % 4 && row + count < job.rows && w.column_of(job.first + row + count) == column + count) count++;
+        if (column / PANEL % worker.count == worker.id) pack_table_rows(w, *job.source, row, column, count);
+    }
+}
+
 // Threads take runs of 64 rows: whole cache lines of the panels they write.
 template <class Source, void (*pack_row)(const PackedWeight&, const Source&, int, int)>
 void pack_share(void* argument, Worker& worker) {
@@ -111,7 +145,7 @@ void pack_dense(const PackedWeight& weight, const DenseRows& source, int first, 
 
 void pack_blocks(const PackedWeight& weight, const BlockRows& source, int first, int rows, Team& team) {
     Job<BlockRows> job{&weight, &source, first, rows};
-    team.run(pack_share<BlockRows, pack_block_row>, &job);
+    team.run(is_table(weight.format) ? pack_table_share : pack_share<BlockRows, pack_block_row>, &job);
 }
 
 }  // namespace octavo

@@ -10,6 +10,9 @@
 //   U4_BLOCK      for each block of 32 k: half scale[32], then [4][32][4] bytes; in the j-th four, byte i holds k = 4 j + i in its low
 //                 nibble and k = 16 + 4 j + i in its high one
 //   U4_BLOCK_MIN  the same with minima
+//   U4_TABLE      for each block of 32 k, for each 16 columns: half scale[16], then [4][32] words; nibble i of word k of line j is column
+//                 4 j + i's, so that a column's 32 values are looked up at once (for AMX: linear_tiles_amx.h)
+//   U4_TABLE_MIN  the same, minimum[16] after the scales
 //
 // Bytes are unsigned: value = scale * (byte - zero) + minimum. Columns past n and rows past k are zero.
 // A paired weight holds gate and up [2 i, k]: tile 0 of panel p has gate's columns 16 p .. 16 p + 15, tile 1 up's.
@@ -26,11 +29,12 @@ namespace octavo {
 constexpr int PANEL = 32;   // columns
 constexpr int BLOCK = 32;   // values of k that share a scale
 
-enum class Format : int { F32, BF16, U8_ROW, U8_BLOCK, U8_BLOCK_MIN, U4_BLOCK, U4_BLOCK_MIN };
+enum class Format : int { F32, BF16, U8_ROW, U8_BLOCK, U8_BLOCK_MIN, U4_BLOCK, U4_BLOCK_MIN, U4_TABLE, U4_TABLE_MIN };
 
 OCTAVO_LOCAL constexpr bool is_dense(Format f) { return f == Format::F32 || f == Format::BF16; }
-OCTAVO_LOCAL constexpr bool has_minimum(Format f) { return f == Format::U8_BLOCK_MIN || f == Format::U4_BLOCK_MIN; }
-OCTAVO_LOCAL constexpr bool is_four_bit(Format f) { return f == Format::U4_BLOCK || f == Format::U4_BLOCK_MIN; }
+OCTAVO_LOCAL constexpr bool has_minimum(Format f) { return f == Format::U8_BLOCK_MIN || f == Format::U4_BLOCK_MIN || f == Format::U4_TABLE_MIN; }
+OCTAVO_LOCAL constexpr bool is_table(Format f) { return f == Format::U4_TABLE || f == Format::U4_TABLE_MIN; }
+OCTAVO_LOCAL constexpr bool is_four_bit(Format f) { return f == Format::U4_BLOCK || f == Format::U4_BLOCK_MIN || is_table(f); }
 
 struct PackedWeight {
     Format format = Format::BF16;
@@ -58,8 +62,8 @@ struct PackedWeight {
 OCTAVO_LOCAL constexpr size_t header_bytes(Format f) {
     switch (f) {
         case Format::U8_ROW: return PANEL * 4;
-        case Format::U8_BLOCK: case Format::U4_BLOCK: return PANEL * 2;
-        case Format::U8_BLOCK_MIN: case Format::U4_BLOCK_MIN: return PANEL * 4;
+        case Format::U8_BLOCK: case Format::U4_BLOCK: case Format::U4_TABLE: return PANEL * 2;
+        case Format::U8_BLOCK_MIN: case Format::U4_BLOCK_MIN: case Format::U4_TABLE_MIN: return PANEL * 4;
         default: return 0;
     }
 }
@@ -68,6 +72,10 @@ OCTAVO_LOCAL constexpr size_t block_bytes(Format f) {  // of the quantised forma
     const size_t values = size_t(PANEL) * BLOCK / (is_four_bit(f) ? 2 : 1);
     return values + (f == Format::U8_ROW ? 0 : header_bytes(f));
 }
+
+// Of a table's block: where the part of 16 columns begins, and its values.
+OCTAVO_LOCAL constexpr size_t table_part(Format f, int half) { return size_t(half) * block_bytes(f) / 2; }
+OCTAVO_LOCAL constexpr size_t table_values(Format f) { return header_bytes(f) / 2; }
 
 OCTAVO_LOCAL size_t panel_bytes_of(Format f, int k) {
     if (f == Format::F32) return size_t(k) * PANEL * 4;

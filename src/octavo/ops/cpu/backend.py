@@ -54,7 +54,7 @@ class CpuOps(Ops):
     # ---- weights -----------------------------------------------------------------------------------------------------
 
     def pack_linear(self, parts: Sequence[WeightPart], bias: torch.Tensor | None = None, gated: bool = False) -> PackedLinear:
-        packed = pack_parts(parts, bias, gated, self.dtype, self.team)
+        packed = pack_parts(parts, bias, gated, self.dtype, self.team, self.kernels)
         return PackedLinear(packed, parts[0].shape[1], sum(part.shape[0] for part in parts))
 
     def linear(self, x: torch.Tensor, weight: PackedLinear) -> torch.Tensor:
@@ -93,7 +93,7 @@ class CpuOps(Ops):
         self._run("linear", len(x), arguments | _rows("input", x) | _rows("output", output))
 
     def pack_embedding(self, table: WeightPart, head: PackedLinear | None) -> object:
-        packed = _parts(head) if head is not None else pack_parts([table], None, False, self.dtype, self.team)
+        packed = _parts(head) if head is not None else pack_parts([table], None, False, self.dtype, self.team, self.kernels)
         return packed[0].weight
 
     def embedding(self, token_ids: torch.Tensor, table: object, scale: float = 1.0) -> torch.Tensor:
