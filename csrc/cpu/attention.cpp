@@ -79,6 +79,7 @@ namespace {
 constexpr int TILES = CHUNK / LANES;
 constexpr int AHEAD = 4;  // tiles between the one computed and the one prefetched
 constexpr int LINE = 64;
+constexpr int MANY_TASKS = 16;  // for each thread: so many that one may be taken before the last is done, to fetch its keys
 constexpr float MINUS_INFINITY = -__builtin_inff();
 
 // Registers that hold sums, in vectors of 16 lanes, and rows computed at once.
@@ -252,8 +253,11 @@ struct Walk {  // over the tiles of a sequence's head
     }
 };
 
-// Tiles [range.from, range.to) of a chunk, and the keys of the next one where this thread goes on with it.
-void find_tiles(const Call& call, const Task& task, int chunk, Range range, bool go_on, Tiles& tiles) {
+int first_tile(const Call& call, const Task& task, int chunk) { return visible(call, task.position, chunk).from / LANES * LANES + chunk * CHUNK; }
+
+// Tiles [range.from, range.to) of a chunk, and the keys that this thread reads next: of the next chunk where it goes on with it, or of
+// another task.
+void find_tiles(const Call& call, const Task& task, int chunk, Range range, bool go_on, const Task* then, Tiles& tiles) {
     const LayerCache& cache = call.op.cache;
     Walk walk(call, task, chunk * CHUNK + range.from * LANES);
     for (int t = range.from; t < range.to; t++, walk.next()) {
@@ -263,17 +267,20 @@ void find_tiles(const Call& call, const Task& task, int chunk, Range range, bool
         tiles.key_scales[t] = reinterpret_cast<const float*>(walk.tile(cache.key_scales, LANES * 4));
         tiles.value_scales[t] = reinterpret_cast<const float*>(walk.tile(cache.value_scales, LANES * 4));
     }
-    const int end = go_on ? task.position + task.tokens : 0;
+    const Task& source = !go_on && then ? *then : task;
+    const int start = go_on ? (chunk + 1) * CHUNK : then ? first_tile(call, *then, chunks_of(call, *then).from) : 0;
+    const int end = go_on || then ? source.position + source.tokens : 0;
+    Walk ahead(call, source, start);
     for (int i = 0; i < AHEAD; i++) {
-        const bool more = (chunk + 1) * CHUNK + i * LANES < end;
-        tiles.values[range.to + i] = more ? walk.tile(cache.keys, call.key_tile_bytes) : tiles.values[range.to - 1];
-        if (more) walk.next();
+        const bool more = start + i * LANES < end;
+        tiles.values[range.to + i] = more ? ahead.tile(cache.keys, call.key_tile_bytes) : tiles.values[range.to - 1];
+        if (more) ahead.next();
     }
     for (int i = 0; i < AHEAD; i++) tiles.keys[range.to + i] = tiles.values[range.from + i];
 }
 
 void prefetch_first_keys(const Call& call, const Task& task, int chunk) {
-    const int first = visible(call, task.position, chunk).from / LANES * LANES + chunk * CHUNK;
+    const int first = first_tile(call, task, chunk);
     Walk walk(call, task, first);
     for (int i = 0; i < AHEAD && first + i * LANES < task.position + task.tokens; i++, walk.next()) {
         const uint8_t* tile = walk.tile(call.op.cache.keys, call.key_tile_bytes);
@@ -714,15 +721,16 @@ void merge_row(const Call& call, const Partial& state, const Partial& chunk) {
         store(state.outputs + d, fma(load(chunk.outputs + d), factor, load(state.outputs + d) * old_factor));
 }
 
-// A chunk of a task: merged into the state, or kept in `record`, which has a place for each of the task's rows.
+// A chunk of a task: merged into the state, or kept in `record`, which has a place for each of the task's rows. `go_on` with the next one,
+// or `then` with another task, if not null.
 template <class Cache>
-void attend_chunk(const Call& call, const Task& task, int chunk, bool go_on, const Partial* record) {
+void attend_chunk(const Call& call, const Task& task, int chunk, bool go_on, const Task* then, const Partial* record) {
     const Range rows = rows_of(call, task, chunk);
     const Range early = visible(call, task.position + rows.from / call.group, chunk);
     const Range late = visible(call, task.position + (rows.to - 1) / call.group, chunk);
     const Range range{early.from / LANES, (late.to + LANES - 1) / LANES};
     Tiles tiles;
-    find_tiles(call, task, chunk, range, go_on, tiles);
+    find_tiles(call, task, chunk, range, go_on, then, tiles);
     if constexpr (Cache::INT8) unpack_values(call, range, tiles);
 #if defined(OCTAVO_AMX)
     if constexpr (std::is_same_v<Cache, BFloat16Cache>) {
@@ -797,15 +805,21 @@ struct Tasks {
 template <class Cache>
 void attend_whole_tasks(const Call& call, Worker& worker) {
     Tasks tasks(call, worker.count);
-    Task task;
-    while (tasks.find(worker.next_task->fetch_add(1, std::memory_order_relaxed), task)) {
+    const bool take_ahead = tasks.count() >= MANY_TASKS * worker.count;
+    const auto take = [&](Task& task) { return tasks.find(worker.next_task->fetch_add(1, std::memory_order_relaxed), task); };
+    Task task, then;
+    for (bool more = take(task), first = true; more; first = false) {
+        const bool known = take_ahead && take(then);
         const Range chunks = chunks_of(call, task);
         const int rows = task.tokens * call.group;
-        prefetch_first_keys(call, task, chunks.from);
+        if (first || !take_ahead) prefetch_first_keys(call, task, chunks.from);
         convert_queries<Cache>(call, task);
         clear_state(call, rows);
-        for (int chunk = chunks.from; chunk < chunks.to; chunk++) attend_chunk<Cache>(call, task, chunk, chunk + 1 < chunks.to, nullptr);
+        for (int chunk = chunks.from; chunk < chunks.to; chunk++)
+            attend_chunk<Cache>(call, task, chunk, chunk + 1 < chunks.to, known ? &then : nullptr, nullptr);
         for (int r = 0; r < rows; r++) write_row(call, task, r, from_row(call, call.state, r));
+        more = take_ahead ? known : take(task);
+        if (known) task = then;
     }
 }
 
@@ -864,7 +878,7 @@ void attend_parts(const Call& call, Worker& worker) {
         if (converted != parts.number) convert_queries<Cache>(call, parts.task);
         converted = parts.number;
         const Partial record = parts.record(chunk);
-        attend_chunk<Cache>(call, parts.task, chunk, false, &record);
+        attend_chunk<Cache>(call, parts.task, chunk, false, nullptr, &record);
     }
 }
 

@@ -60,7 +60,7 @@ TileKernel kernel_for(int rows, [[maybe_unused]] bool unpacked) {
         return rows > TILE_ROWS ? amx_tile_table<true, true, MIN> : amx_tile_table<false, true, MIN>;
     } else if constexpr (F == Format::BF16) return rows > TILE_ROWS ? amx_tile_bf16<true> : amx_tile_bf16<false>;
     else if constexpr (F != Format::F32)
-        if (rows >= AMX_BYTE_ROWS) return rows > TILE_ROWS / 2 ? amx_tile_bytes<F, TILE_ROWS> : amx_tile_bytes<F, TILE_ROWS / 2>;
+        if (rows >= AMX_BYTE_ROWS) return amx_tile_bytes<F>;
 #endif
     return kernel_for<F>(rows, std::make_integer_sequence<int, is_dense(F) ? DENSE_TILE : BYTE_TILE>());
 }

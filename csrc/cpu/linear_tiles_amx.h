@@ -10,7 +10,7 @@ namespace octavo::OCTAVO_ISA {
 namespace {
 
 static_assert(TILE_ROWS == GROUP_ROWS);
-constexpr int AMX_BYTE_ROWS = 6;  // fewer rows of bytes are faster without tiles
+constexpr int AMX_BYTE_ROWS = TILE_ROWS;  // fewer rows of bytes are faster without tiles
 
 // Sums in tiles 0 to 3, rows in 4 and 5, weights in 6 and 7.
 TileShapes tile_shapes(Format format) {
@@ -64,15 +64,16 @@ void unpack_panel(const PackedWeight& weight, const uint8_t* panel, uint8_t* out
     }
 }
 
-// As tile_bytes, to the bit: the same whole numbers, then the same steps. Up to R rows, which are the first of their group; 16 columns
+// As tile_bytes, to the bit: the same whole numbers, then the same steps. A whole group of rows; 16 columns
 // after the other, so that the sums fit the registers. What a tile holds reaches the registers through memory: so the next block's
 // products are made while a block's are scaled and added.
-template <Format F, int R>
+template <Format F>
 void amx_tile_bytes(const Tile& tile, Prefetcher& prefetcher, float (*out)[PANEL]) {
     constexpr bool by_row = F == Format::U8_ROW;
+    constexpr int R = TILE_ROWS;
     constexpr size_t value_bytes = is_four_bit(F) ? PANEL * BLOCK : block_bytes(F);  // from a block's values to the next one's
     Prefetcher next = prefetcher;
-    const int blocks = (tile.k + BLOCK - 1) / BLOCK, height = tile.height;
+    const int blocks = (tile.k + BLOCK - 1) / BLOCK;
     alignas(64) int32_t high[2][TILE_ROWS][LANES], low[TILE_ROWS][LANES];
     for (int half = 0; half < 2; half++) {
         const uint8_t* values = (is_four_bit(F) ? tile.unpacked : tile.panel + header_bytes(F)) + half * TILE_BYTES;
@@ -92,7 +93,7 @@ void amx_tile_bytes(const Tile& tile, Prefetcher& prefetcher, float (*out)[PANEL
             if (b % 32 == 0) {
                 const uint32_t* flags = group_wide(tile.rows, blocks) + b / 32 * GROUP_ROWS;
                 wide = 0;
-                for (int r = 0; r < height; r++) wide |= flags[r];
+                for (int r = 0; r < R; r++) wide |= flags[r];
             }
             F32 unit = set1(1.0f);
             if (__builtin_expect(wide >> (b % 32) & 1, 0)) {

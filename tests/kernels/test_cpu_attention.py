@@ -17,6 +17,7 @@ from cpu_kernels import (
     GuardedOps,
     Pool,
     U,
+    cpu_ops,
     drawn,
     every_set,
     scattered_step,
@@ -289,7 +290,7 @@ def test_instruction_sets_agree_to_the_bit(dtype: str) -> None:
     """As the head of ``csrc/cpu/simd.h`` promises; int8 values meet their probabilities in bfloat16."""
     kind = Kind(dim=72, softcap=3.0, window=100)
     tokens, alike = Tokens.drawn(kind), ALIKE if dtype == "float32" else ALIKE_BF16
-    results = [computed(CpuOps(torch.float32, 1, kernels), kind, dtype, tokens, [LENGTH]) for kernels in alike]
+    results = [computed(cpu_ops(torch.float32, 1, kernels), kind, dtype, tokens, [LENGTH]) for kernels in alike]
     assert all(torch.equal(result, results[0]) for result in results)
 
 
@@ -304,7 +305,7 @@ def test_steps_agree_with_the_reference(kernels: str, window: int | None) -> Non
     batch = scattered_step([0], [LENGTH], 16, BLOCKS)
     q = reference.rotary_and_cache(tokens.q.clone(), tokens.k.clone(), tokens.v, tokens.table, batch, kv)
     expected = reference.paged_attention(q, batch, kv, kind.spec)
-    actual = computed(CpuOps(torch.float32, 1, kernels), kind, "float32", tokens, [100, 1, 199])
+    actual = computed(cpu_ops(torch.float32, 1, kernels), kind, "float32", tokens, [100, 1, 199])
     assert (actual - expected).abs().max() < 100 * U * expected.abs().max()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cpu_kernels import ALIKE, GuardedOps, Pool, U, drawn, every_set, no_rotation, run_alone, scattered_step, worst, write_cache
+from cpu_kernels import ALIKE, GuardedOps, Pool, U, cpu_ops, drawn, every_set, no_rotation, run_alone, scattered_step, worst, write_cache
 
 from octavo.ops.base import AttentionBatch, KVShape
 from octavo.ops.cpu.backend import CpuOps
@@ -281,7 +281,7 @@ def test_instruction_sets_agree_to_the_bit() -> None:
     """As the head of ``csrc/cpu/simd.h`` promises."""
     results = []
     for kernels in ALIKE:
-        ops, batch, table = CpuOps(torch.float32, 1, kernels), mixed_step(16), rotary_table(80, 24)
+        ops, batch, table = cpu_ops(torch.float32, 1, kernels), mixed_step(16), rotary_table(80, 24)
         q, k, v = drawn_heads(len(batch.positions), 72)
         parts = [ops.rms_norm(drawn(7, width), drawn(width, seed=2), EPS, True) for width in WIDTHS]
         for dtype in CACHE_TYPES:

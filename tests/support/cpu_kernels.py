@@ -11,10 +11,13 @@ from paged_steps import attention_batch
 
 from octavo.ops import _cpu
 from octavo.ops.base import AttentionBatch, KVLayer, KVShape
-from octavo.ops.cpu.backend import CpuOps
+from octavo.ops.cpu.backend import LOOKUP_KERNELS, CpuOps
 from octavo.ops.workspace import CPU_POOL_SPARE_BYTES
 
-KERNELS = _cpu.kernel_sets()
+INT8_ROWS = " int8"
+"""Ends the name of a set that is to multiply 4-bit weights with rows of int8, though it can with bfloat16."""
+
+KERNELS = [name + end for name in _cpu.kernel_sets() for end in (["", INT8_ROWS] if name == LOOKUP_KERNELS else [""])]
 """The instruction sets that run here, best first; the last is scalar."""
 
 every_set = pytest.mark.parametrize("kernels", KERNELS)
@@ -22,8 +25,11 @@ every_set = pytest.mark.parametrize("kernels", KERNELS)
 ALIKE = [name for name in KERNELS if name != "scalar"]
 """Sets whose fma rounds once, so that they give the same bits wherever bf16 dot products in hardware have no part."""
 
-ALIKE_BF16 = [name for name in ALIKE if name not in ("amx", "avx512_bf16")]
+ALIKE_BF16 = [name for name in ALIKE if not name.startswith(("amx", "avx512_bf16"))]
 """Of these, the ones without such dot products."""
+
+ALIKE_4_BIT = [name for name in ALIKE if name != LOOKUP_KERNELS]
+"""The ones with the same arithmetic for 4-bit weights."""
 
 U = 2.0**-24
 """Most that rounding to float32 is off, relative to the result."""
@@ -51,11 +57,21 @@ def worst(actual: torch.Tensor, exact: torch.Tensor, bound: torch.Tensor) -> flo
     return share.nan_to_num(torch.inf).max().item()
 
 
+def cpu_ops(dtype: torch.dtype, threads: int, kernels: str) -> CpuOps:
+    """Kernels by one of their names in KERNELS."""
+    return CpuOps(dtype, threads, *_split(kernels))
+
+
+def _split(kernels: str) -> tuple[str, str]:
+    """Set and activations."""
+    return kernels.removesuffix(INT8_ROWS), "int8" if kernels.endswith(INT8_ROWS) else "auto"
+
+
 class GuardedOps(CpuOps):
     """Kernels whose outputs are NaN before they are written, and lie between guards that nothing may write."""
 
     def __init__(self, dtype: torch.dtype, threads: int, kernels: str) -> None:
-        super().__init__(dtype, threads, kernels)
+        super().__init__(dtype, threads, *_split(kernels))
         self._outputs: list[tuple[torch.Tensor, int]] = []
 
     def _new(self, rows: int, width: int) -> torch.Tensor:

@@ -11,12 +11,12 @@ import torch
 from cpu_kernels import U, drawn
 
 from octavo.ops.base import QUANT_BLOCK, BlockWeight, WeightPart
+from octavo.ops.cpu.backend import CpuOps
 
 FORMATS = ["f32", "bf16", "u8_row", "u8_block", "u8_block_min", "u4_block", "u4_block_min"]
 OPERAND = Path(__file__).parents[2] / "csrc" / "cpu" / "operand.h"
 WIDE_ABOVE = float(re.findall(r"WIDE_ABOVE = ([0-9.]+)f;", OPERAND.read_text())[0])
 """Blocks whose largest magnitude is so many times the mean one have a second byte."""
-
 
 NEXT_TO_NOTHING = 1e-36
 """Blocks of values no larger count as zeros."""
@@ -102,12 +102,21 @@ def row_bytes(x: torch.Tensor) -> RowBytes:
     return RowBytes(scale * (high.double() + low.double() / 256), step.squeeze(2), wide.squeeze(2))
 
 
-def product(x: torch.Tensor, weight: WeightPart) -> tuple[torch.Tensor, torch.Tensor]:
+def looked_up(weight: BlockWeight) -> torch.Tensor:
+    """What 4-bit weights become where they are looked up: float64 [N, K] of numbers that bfloat16 has."""
+    return spelled_out(weight).float().bfloat16().double()
+
+
+def product(x: torch.Tensor, weight: WeightPart, ops: CpuOps) -> tuple[torch.Tensor, torch.Tensor]:
     """x W^T of the rounded rows, exact to double, and most that sums in float32 may be off, each [T, N].
 
     Dense: K additions and a multiplication. In blocks: whole numbers are exact; a block's sum is rounded, multiplied by the product of two
     scales and added, and so is its minimum times the sum of the values (two roundings of its own): twice the blocks and 8 more.
+    Looked up: as dense ones of bfloat16.
     """
+    if isinstance(weight, BlockWeight) and weight.bits == 4 and ops.looks_up:
+        rows, matrix = x.bfloat16().double(), looked_up(weight).T
+        return rows @ matrix, (x.shape[1] + 2) * U * (rows.abs() @ matrix.abs())
     if not isinstance(weight, BlockWeight):
         rows, matrix = x.to(weight.dtype).double(), weight.double().T
         return rows @ matrix, (x.shape[1] + 2) * U * (rows.abs() @ matrix.abs())
