@@ -29,7 +29,7 @@ void dense_row(const PackedWeight& table, const uint8_t* panel, int lane, float 
 }
 
 void quantised_row(const PackedWeight& table, const uint8_t* panel, int lane, float scale, float* out) {
-    const bool by_row = table.format == Format::U8_ROW, four = is_four_bit(table.format);
+    const bool by_row = is_by_row(table.format), four = is_four_bit(table.format);
     const float row_scale = by_row ? value_at(panel + lane * 4) : 0;
     const uint8_t* block = panel + (by_row ? header_bytes(table.format) : 0);
     for (int b = 0; b < table.blocks(); b++, block += block_bytes(table.format)) {

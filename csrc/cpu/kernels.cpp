@@ -9,12 +9,12 @@
 namespace octavo::OCTAVO_ISA {
 
 #if defined(OCTAVO_AMX)
-constexpr bool HAS_TABLES = true;
+constexpr bool HAS_AMX = true;
 #else
-constexpr bool HAS_TABLES = false;
+constexpr bool HAS_AMX = false;
 #endif
 
 extern const Kernels kernels;
-const Kernels kernels = {OCTAVO_NAME_OF(OCTAVO_ISA), HAS_TABLES, embedding, linear, norm, add, gated, rotary_cache, attention};
+const Kernels kernels = {OCTAVO_NAME_OF(OCTAVO_ISA), HAS_AMX, embedding, linear, norm, add, gated, rotary_cache, attention};
 
 }  // namespace octavo::OCTAVO_ISA

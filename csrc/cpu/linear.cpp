@@ -27,8 +27,10 @@ namespace {
 // Up to here each thread converts all rows for itself: less work than waiting for each other.
 constexpr int OWN_OPERAND_ROWS = 2;
 static_assert(OWN_OPERAND_ROWS <= GROUP_ROWS);
-// Rows of operands that stay in the level-2 cache while panels go by.
-constexpr int ROW_CHUNK = 192;
+// Rows of operands that stay in the level-2 cache while panels go by: so many, or where that cache is large (as beside every AMX) what
+// fits ROW_CHUNK_BYTES, up to MOST_ROW_CHUNK. What is done once for each panel and chunk, unpacking above all, then counts for less.
+constexpr int ROW_CHUNK = 192, MOST_ROW_CHUNK = 512;
+constexpr size_t ROW_CHUNK_BYTES = 1024 * 1024;
 // Panels up to this size are fetched to the level-1 cache, where the one in use and the rows are.
 constexpr size_t NEAR_BYTES = 16 * 1024;
 // Into how many runs the panels are cut for each thread.
@@ -58,7 +60,8 @@ TileKernel kernel_for(int rows, [[maybe_unused]] bool unpacked) {
         constexpr bool MIN = has_minimum(F);
         if (unpacked) return rows > TILE_ROWS ? amx_tile_table<true, false, MIN> : amx_tile_table<false, false, MIN>;
         return rows > TILE_ROWS ? amx_tile_table<true, true, MIN> : amx_tile_table<false, true, MIN>;
-    } else if constexpr (F == Format::BF16) return rows > TILE_ROWS ? amx_tile_bf16<true> : amx_tile_bf16<false>;
+    } else if constexpr (is_wide(F)) return amx_tile_wide;
+    else if constexpr (F == Format::BF16) return rows > TILE_ROWS ? amx_tile_bf16<true> : amx_tile_bf16<false>;
     else if constexpr (F != Format::F32)
         if (rows >= AMX_BYTE_ROWS) return amx_tile_bytes<F>;
 #endif
@@ -74,6 +77,7 @@ TileKernel kernel_of(Format format, int rows, bool unpacked) {
         case Format::U8_BLOCK_MIN: return kernel_for<Format::U8_BLOCK_MIN>(rows, unpacked);
         case Format::U4_BLOCK: return kernel_for<Format::U4_BLOCK>(rows, unpacked);
 #if defined(OCTAVO_AMX)
+        case Format::U8_WIDE: return kernel_for<Format::U8_WIDE>(rows, unpacked);
         case Format::U4_TABLE: return kernel_for<Format::U4_TABLE>(rows, unpacked);
         case Format::U4_TABLE_MIN: return kernel_for<Format::U4_TABLE_MIN>(rows, unpacked);
 #endif
@@ -82,17 +86,24 @@ TileKernel kernel_of(Format format, int rows, bool unpacked) {
 }
 
 #if defined(OCTAVO_AMX)
-constexpr int MOST_ROWS = 2 * TILE_ROWS;
-bool uses_amx(Format format, int rows) { return format == Format::BF16 || is_table(format) || (format != Format::F32 && rows >= AMX_BYTE_ROWS); }
+constexpr int MOST_ROWS = 2 * TILE_ROWS;  // of a tile
+bool uses_amx(Format format, int rows) {
+    return format == Format::BF16 || needs_amx(format) || (format != Format::F32 && rows >= AMX_BYTE_ROWS);
+}
+int row_chunk(Format format, int k) {
+    const int fit = int(ROW_CHUNK_BYTES / (operand_group_bytes(format, k) / GROUP_ROWS)) / MOST_ROWS * MOST_ROWS;
+    return fit < ROW_CHUNK ? ROW_CHUNK : fit > MOST_ROW_CHUNK ? MOST_ROW_CHUNK : fit;
+}
 #else
 constexpr int MOST_ROWS = DENSE_TILE;
 bool uses_amx(Format, int) { return false; }
+int row_chunk(Format, int) { return ROW_CHUNK; }
 #endif
 
 // Cut rows into tiles: whole units first, each into tiles as equal as can be. Calls what(first row, height) for each.
 template <class What>
 OCTAVO_INLINE void for_tiles(Format format, Span rows, const What& what) {
-    const int unit = uses_amx(format, 1) ? MOST_ROWS : is_dense(format) ? ROW_CHUNK : GROUP_ROWS;
+    const int unit = is_wide(format) ? GROUP_ROWS : uses_amx(format, 1) ? MOST_ROWS : is_dense(format) ? MOST_ROW_CHUNK : GROUP_ROWS;
     for (int first = rows.first; first < rows.last; first += unit) {
         const int count = first + unit < rows.last ? unit : rows.last - first;
         const int most = uses_amx(format, count) ? unit : is_dense(format) ? DENSE_TILE : BYTE_TILE;
@@ -150,7 +161,7 @@ void finish(const LinearOp& op, int panel, float (*sums)[PANEL], int first, int 
 int prefetch_steps(const PackedWeight& weight) {
     if (weight.format == Format::F32) return (weight.k + PREFETCH_EVERY - 1) / PREFETCH_EVERY;
     if (weight.format == Format::BF16 && !uses_amx(Format::BF16, 1)) return ((weight.k + 1) / 2 + PREFETCH_EVERY - 1) / PREFETCH_EVERY;
-    return weight.blocks();
+    return is_wide(weight.format) ? (weight.k + 63) / 64 : weight.blocks();
 }
 
 // A call of `linear` on one thread.
@@ -177,7 +188,8 @@ struct Product {
 
 // Rows times a group of panels, while those that come next are fetched.
 void Product::compute(Span rows, Span panels, Span coming) const {
-    const size_t group_bytes = operand_group_bytes(weight.format, weight.k), row_bytes = is_dense(weight.format) ? operand_row_bytes(weight.format, weight.k) : 0;
+    const size_t group_bytes = operand_group_bytes(weight.format, weight.k);
+    const size_t row_bytes = is_dense(weight.format) ? operand_row_bytes(weight.format, weight.k) : 0;
     const size_t panel_space = unpacks(rows.last - rows.first) ? unpacked_panel_bytes(weight.format, weight.k) : 0;
 #if defined(OCTAVO_AMX)
     for (int p = panels.first; panel_space && p < panels.last; p++) {
@@ -195,62 +207,68 @@ void Product::compute(Span rows, Span panels, Span coming) const {
         const uint8_t* group = operand + size_t(first / GROUP_ROWS) * group_bytes;
         const TileKernel kernel = kernel_of(weight.format, height, panel_space > 0);
         for (int p = panels.first; p < panels.last; p++) {
-            kernel({group + in_group * row_bytes, in_group, height, row_bytes, panel(p), unpacked + (p - panels.first) * panel_space, weight.k, weight.zero}, next, sums);
+            const uint8_t* bytes = unpacked + (p - panels.first) * panel_space;
+            kernel({group + in_group * row_bytes, in_group, height, row_bytes, panel(p), bytes, weight.k, weight.zero}, next, sums);
             finish(op, p, sums, first, height);
         }
     });
+}
+
+// This thread's share of the rows, or all of them, to the operand.
+void prepare_rows(const LinearOp& op, int tokens, bool all, uint8_t* operand, const Worker& worker) {
+    const PackedWeight& weight = *op.weight;
+    const int together = rows_together(weight.format), parts = (tokens + together - 1) / together;
+    const Span mine = all ? Span{0, parts} : share_of(parts, worker.id, worker.count);
+    const int end = mine.last * together < tokens ? mine.last * together : tokens;
+    float* spare = reinterpret_cast<float*>(worker.scratch + spare_offset(weight.format, weight.k));
+    for (int t = mine.first * together; t < end; t++) {
+        uint8_t* group = operand + size_t(t / GROUP_ROWS) * operand_group_bytes(weight.format, weight.k);
+        prepare_row(op.input + t * op.input_stride, weight.k, op.norm, weight, spare, group, t % GROUP_ROWS);
+    }
 }
 
 }  // namespace
 
 void linear(const LinearOp& op, const Step& step, Worker& worker) {
     const PackedWeight& weight = *op.weight;
-    const Format format = weight.format;
 #if defined(OCTAVO_AMX)
-    const TilesInUse tiles(tile_shapes(format));
+    const TilesInUse tiles(tile_shapes(weight.format));
 #endif
     const bool own = step.tokens <= OWN_OPERAND_ROWS;
-    const Product product{op, weight, own ? worker.scratch : worker.shared, worker.scratch + unpacked_offset(format, weight.k)};
+    uint8_t* operand = own ? worker.scratch : worker.shared;
+    const Product product{op, weight, operand, worker.scratch + unpacked_offset(weight.format, weight.k)};
+
     // Few rows are over before a thread could help another. For more, runs of panels go to whoever is free: where something else
     // takes a core for a while, the other threads do not wait for its share.
+    const int chunk = row_chunk(weight.format, weight.k);
     const int runs = own ? worker.count : weight.panels < RUNS * worker.count ? weight.panels : RUNS * worker.count;
-    const int tasks = own ? runs : (step.tokens + ROW_CHUNK - 1) / ROW_CHUNK * runs;
-    const auto rows_of = [&](int task) { return Span{task / runs * ROW_CHUNK, task / runs * ROW_CHUNK + ROW_CHUNK < step.tokens ? task / runs * ROW_CHUNK + ROW_CHUNK : step.tokens}; };
-    const auto panels_of = [&](int task) { return share_of(weight.panels, task % runs, runs); };
+    const int tasks = own ? runs : (step.tokens + chunk - 1) / chunk * runs;
+    const auto rows_of = [&](int task) {
+        const int first = task / runs * chunk;
+        return Span{first, first + chunk < step.tokens ? first + chunk : step.tokens};
+    };
+    const auto run_of = [&](int task) { return share_of(weight.panels, task % runs, runs); };
 
-    // The first task is known before the rows are ready, the next one before a task ends: so its weights are fetched in time.
+    // The first task is known before the rows are ready, and the next one before a task ends: so weights are fetched in time.
+    const auto take = [&] { return own ? tasks : worker.count + worker.next_task->fetch_add(1, std::memory_order_relaxed); };
     int task = worker.id;
-    const auto next = [&] { return own ? tasks : worker.count + worker.next_task->fetch_add(1, std::memory_order_relaxed); };
     if (task < tasks) {
-        const uint8_t* first = product.panel(panels_of(task).first);
-        for (size_t byte = 0; byte < weight.panel_bytes && byte < 16384; byte += 64) __builtin_prefetch(first + byte, 0, 2);
+        const uint8_t* first = product.panel(run_of(task).first);
+        for (size_t byte = 0; byte < weight.panel_bytes && byte < NEAR_BYTES; byte += 64) __builtin_prefetch(first + byte, 0, 2);
     }
-
-    float* spare = reinterpret_cast<float*>(worker.scratch + spare_offset(format, weight.k));
-    const int together = rows_together(format);
-    const Span parts = own ? Span{0, step.tokens} : share_of((step.tokens + together - 1) / together, worker.id, worker.count);
-    const int end = own || parts.last * together > step.tokens ? step.tokens : parts.last * together;
-    for (int t = own ? 0 : parts.first * together; t < end; t++) {
-        uint8_t* group = const_cast<uint8_t*>(product.operand) + size_t(t / GROUP_ROWS) * operand_group_bytes(format, weight.k);
-        prepare_row(op.input + t * op.input_stride, weight.k, op.norm, weight, spare, group, t % GROUP_ROWS);
-    }
+    prepare_rows(op, step.tokens, own, operand, worker);
     if (!own) worker.barrier();
 
-    while (task < tasks) {
-        const int upcoming = next();
-        const Span rows = rows_of(task), run = panels_of(task);
+    for (int then; task < tasks; task = then) {
+        then = take();
+        const Span rows = rows_of(task), run = run_of(task);
         const int many = product.group_panels(rows);
-        const auto group_from = [&](int panel, int last) { return Span{panel, panel + many < last ? panel + many : last}; };
-        for (Span group = group_from(run.first, run.last); group.first < run.last;) {
-            Span coming = group_from(group.last, run.last);
-            if (group.last == run.last) {
-                coming = {0, 0};
-                if (upcoming < tasks && upcoming % runs != task % runs) coming = group_from(panels_of(upcoming).first, panels_of(upcoming).last);
-            }
-            product.compute(rows, group, coming);
-            group = group.last == run.last ? Span{run.last, run.last} : coming;
+        const auto group_of = [&](Span from) { return Span{from.first, from.first + many < from.last ? from.first + many : from.last}; };
+        for (int first = run.first; first < run.last; first += many) {
+            const Span group = group_of({first, run.last});
+            const bool last = group.last == run.last, changes = then < tasks && then % runs != task % runs;
+            product.compute(rows, group, !last ? group_of({group.last, run.last}) : changes ? group_of(run_of(then)) : Span{0, 0});
         }
-        task = upcoming;
     }
 }
 

@@ -12,10 +12,10 @@ namespace {
 static_assert(TILE_ROWS == GROUP_ROWS);
 constexpr int AMX_BYTE_ROWS = TILE_ROWS;  // fewer rows of bytes are faster without tiles
 
-// Sums in tiles 0 to 3, rows in 4 and 5, weights in 6 and 7.
+// Sums in tiles 0 to 3, the left side in 4 and 5, the right one in 6 and 7.
 TileShapes tile_shapes(Format format) {
     TileShapes shapes;
-    const int k_bytes = format == Format::BF16 || is_table(format) ? TILE_BYTES : BLOCK;
+    const int k_bytes = format == Format::BF16 || needs_amx(format) ? TILE_BYTES : BLOCK;
     for (int i = 0; i < 8; i++) {
         shapes.rows[i] = i < 6 ? TILE_ROWS : uint8_t(k_bytes / 4);
         shapes.row_bytes[i] = i == 4 || i == 5 ? uint16_t(k_bytes) : TILE_BYTES;
@@ -64,9 +64,9 @@ void unpack_panel(const PackedWeight& weight, const uint8_t* panel, uint8_t* out
     }
 }
 
-// As tile_bytes, to the bit: the same whole numbers, then the same steps. A whole group of rows; 16 columns
-// after the other, so that the sums fit the registers. What a tile holds reaches the registers through memory: so the next block's
-// products are made while a block's are scaled and added.
+// As tile_bytes, to the bit: the same whole numbers, then the same steps. A whole group of rows; 16 columns after the other, so that the
+// sums fit the registers. What a tile holds reaches the registers through memory: so the next block's products are made while a block's
+// are scaled and added.
 template <Format F>
 void amx_tile_bytes(const Tile& tile, Prefetcher& prefetcher, float (*out)[PANEL]) {
     constexpr bool by_row = F == Format::U8_ROW;
@@ -145,6 +145,41 @@ void amx_tile_bytes(const Tile& tile, Prefetcher& prefetcher, float (*out)[PANEL
         OCTAVO_UNROLL for (int r = 0; r < R; r++) store(out[r] + half * LANES, sum[r]);
     }
     prefetcher = next;
+}
+
+// ---- rows of 16 bits -------------------------------------------------------------------------------------------------------------------
+
+// A group of rows: the sums of their high and of their low bytes are whole numbers to the end.
+void amx_tile_wide(const Tile& tile, Prefetcher& prefetcher, float (*out)[PANEL]) {
+    Prefetcher next = prefetcher;
+    const size_t part_bytes = wide_part_bytes(tile.k);
+    const uint8_t* w = tile.panel + header_bytes(Format::U8_WIDE);
+    const uint8_t* high = tile.rows;
+    clear_tile<0>(), clear_tile<1>(), clear_tile<2>(), clear_tile<3>();
+    for (int k = 0; k < tile.k; k += TILE_BYTES, w += TILE_ROWS * PANEL * 4, high += TILE_ROWS * TILE_BYTES) {
+        next.step();
+        load_tile<4>(high, TILE_BYTES);
+        stream_tile<6>(w, PANEL * 4);
+        add_byte_products<0, 4, 6>();
+        stream_tile<7>(w + TILE_BYTES, PANEL * 4);
+        add_byte_products<1, 4, 7>();
+        load_tile<5>(high + part_bytes, TILE_BYTES);
+        add_byte_products<2, 5, 6>();
+        add_byte_products<3, 5, 7>();
+    }
+    prefetcher = next;
+    alignas(64) int32_t sums[4][TILE_ROWS][LANES];
+    store_tile<0>(sums[0], TILE_BYTES), store_tile<1>(sums[1], TILE_BYTES);
+    store_tile<2>(sums[2], TILE_BYTES), store_tile<3>(sums[3], TILE_BYTES);
+    const WideTerms* terms = reinterpret_cast<const WideTerms*>(tile.rows + 2 * part_bytes);
+    for (int half = 0; half < 2; half++) {
+        const F32 d = load(reinterpret_cast<const float*>(tile.panel) + half * LANES) * set1(1.0f / WIDE_STEPS);
+        for (int r = 0; r < tile.height; r++) {
+            const F32 upper = to_f32(iload(sums[half][r]) + iset1(terms[r].high_start));
+            const F32 lower = to_f32(iload(sums[2 + half][r]) + iset1(terms[r].low_start));
+            store(out[r] + half * LANES, fma(upper, set1(256.0f), lower) * set1(terms[r].largest) * d);
+        }
+    }
 }
 
 // ---- looked-up weights -----------------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ Format format_named(const std::string& name) {
     static const std::map<std::string, Format> formats = {
         {"f32", Format::F32},           {"bf16", Format::BF16},       {"u8_row", Format::U8_ROW},           {"u8_block", Format::U8_BLOCK},
         {"u8_block_min", Format::U8_BLOCK_MIN}, {"u4_block", Format::U4_BLOCK}, {"u4_block_min", Format::U4_BLOCK_MIN},
-        {"u4_table", Format::U4_TABLE}, {"u4_table_min", Format::U4_TABLE_MIN}};
+        {"u4_table", Format::U4_TABLE}, {"u4_table_min", Format::U4_TABLE_MIN}, {"u8_wide", Format::U8_WIDE}};
     const auto found = formats.find(name);
     if (found == formats.end()) throw std::invalid_argument("no packed format is named '" + name + "'");
     return found->second;
@@ -76,7 +76,7 @@ class Packed {
         }
         const int rows = int(values.shape(0));
         check_rows(first, rows);
-        const bool by_row = weight_.format == Format::U8_ROW;
+        const bool by_row = is_by_row(weight_.format);
         const size_t scale_columns = by_row ? 1 : values.shape(1);
         if (is_dense(weight_.format) || int(values.shape(1)) != weight_.blocks() || scales.shape(0) != values.shape(0) ||
             scales.shape(1) != scale_columns || scales.itemsize() != (by_row ? 4u : 2u) || (bits == 8 && is_four_bit(weight_.format)) ||
@@ -163,7 +163,7 @@ NB_MODULE(_cpu, m) {
         }, "table"_a, "scale"_a, "output"_a, "output_stride"_a, nb::keep_alive<1, 2>())
         .def("linear", [](Program& p, uintptr_t input, int64_t input_stride, uintptr_t norm, float eps, bool plus_one, const Packed& weight,
                           const std::string& activation, bool add, uintptr_t output, int64_t output_stride, float softcap) {
-            if (is_table(weight.weight().format) && !p.has_tables()) throw std::invalid_argument("these kernels have no products with looked-up weights");
+            if (needs_amx(weight.weight().format) && !p.has_amx()) throw std::invalid_argument("only the kernels for AMX take weights of this format");
             const Activation kind = activation.empty() ? Activation::NONE : activation_named(activation);
             if ((kind != Activation::NONE) != weight.weight().paired) throw std::invalid_argument("a paired weight needs an activation, no other has one");
             p.append(LinearOp{at<const float>(input), input_stride, norm_of(norm, eps, plus_one), &weight.weight(), kind, add, at<float>(output), output_stride, softcap});

@@ -41,6 +41,9 @@ void write_bf16(const float* row, int width, uint8_t* out) {
     if (width % BLOCK) std::memset(out + 2 * width, 0, size_t(BLOCK - width % BLOCK) * 2);
 }
 
+// Blocks of no larger values count as zeros: what is divided by them would be infinite.
+constexpr float NEXT_TO_NOTHING = 1e-36f;
+
 #if defined(OCTAVO_AMX)
 // A row's pairs, each to its place in a line of 16 rows.
 void write_pairs(const float* row, int width, uint8_t* group, int r) {
@@ -49,6 +52,31 @@ void write_pairs(const float* row, int width, uint8_t* group, int r) {
         const __m512bh both = _mm512_cvtne2ps_pbh(load_at(row, c + LANES, width).v, load_at(row, c, width).v);
         _mm512_i32scatter_epi32(group + r * 4, lines, (__m512i)both, 1);
     }
+}
+
+// A row as whole numbers of a step.
+void write_wide(const float* row, int width, int zero_point, uint8_t* group, int r) {
+    F32 most = zero(), poison = zero();
+    for (int c = 0; c < width; c += LANES) {
+        const F32 x = load_at(row, c, width);
+        most = max(abs(x), most);
+        poison = fma(x, zero(), poison);
+    }
+    const float top = reduce_max(most);
+    const F32 inverse = set1(top > NEXT_TO_NOTHING ? WIDE_STEPS / top : 0.0f);
+    I32 high_sum = izero(), low_sum = izero();
+    uint8_t* high = group + r * 64;
+    uint8_t* low = high + wide_part_bytes(width);
+    for (int c = 0; c < (width + 63) / 64 * 64; c += LANES) {
+        const I32 number = c < width ? to_i32(load_at(row, c, width) * inverse) : izero();
+        const size_t at = size_t(c / 64) * GROUP_ROWS * 64 + c % 64;
+        store_bytes(high + at, shift_right<8>(number + iset1(128)));
+        store_bytes(low + at, number);
+        high_sum = high_sum + load_int8(high + at);
+        low_sum = low_sum + load_int8(low + at);
+    }
+    WideTerms* terms = reinterpret_cast<WideTerms*>(group + 2 * wide_part_bytes(width)) + r;
+    *terms = {top + reduce_add(poison), -zero_point * reduce_add(high_sum), -zero_point * reduce_add(low_sum), 0};
 }
 #endif
 
@@ -76,9 +104,6 @@ OCTAVO_INLINE int32_t write_low(const F32* rest, int8_t* low) {
     }
     return reduce_add(sum);
 }
-
-// Blocks of no larger values count as zeros: 127 over them would be infinite.
-constexpr float NEXT_TO_NOTHING = 1e-36f;
 
 void write_bytes(const float* row, int width, int zero_point, uint8_t* group, int r) {
     const int blocks = (width + BLOCK - 1) / BLOCK;
@@ -143,6 +168,7 @@ void prepare_row(const float* input, int width, const Norm& norm, const PackedWe
     }
 #if defined(OCTAVO_AMX)
     if (is_table(format)) return write_pairs(input, width, group, row);
+    if (is_wide(format)) return write_wide(input, width, weight.zero, group, row);
 #endif
     if (format == Format::BF16) write_bf16(input, width, dense);
     else if (format != Format::F32) write_bytes(input, width, weight.zero, group, row);

@@ -3,6 +3,8 @@
 //   F32    float [k]
 //   BF16   bf16 [k rounded up to 32]
 //   pairs  for U4_TABLE: bf16 [k / 32][16 pairs of k][16 rows][2], in groups of 16 rows: the right side of a product by AMX
+//   wide   for U8_WIDE: int16 as high and low bytes, x is about largest / 32512 * (256 high + low); in groups of 16 rows:
+//            int8 high[k / 64][16][64], low[k / 64][16][64], WideTerms terms[16]
 //   bytes  for the other quantised formats, by blocks of 32 k (B of them), one scale a block, and in groups of 16 rows:
 //            int8  high[B][16][32]   x is about scale * high ...
 //            int8  low[B][16][32]    ... and in a wide block scale * (high + low / 256); 0 elsewhere
@@ -44,10 +46,20 @@ OCTAVO_LOCAL size_t operand_row_bytes(Format format, int k) {
     return ((bytes + 63) / 64 | 1) * 64;
 }
 
+constexpr float WIDE_STEPS = 32512.0f;  // of a row's largest magnitude: so that the high bytes of rounded halves fit
+struct WideTerms {
+    float largest;
+    int32_t high_start, low_start;  // -zero times the sums of the bytes
+    int32_t unused;
+};
+
+OCTAVO_LOCAL size_t wide_part_bytes(int k) { return size_t(k + 63) / 64 * GROUP_ROWS * 64; }  // of a group: its high bytes, or its low ones
+
 OCTAVO_LOCAL size_t operand_group_bytes(Format format, int k) {
     if (is_dense(format)) return GROUP_ROWS * operand_row_bytes(format, k);
     const size_t blocks = size_t(k + BLOCK - 1) / BLOCK;
     if (is_table(format)) return GROUP_ROWS * blocks * BLOCK * 2;
+    if (is_wide(format)) return 2 * wide_part_bytes(k) + GROUP_ROWS * sizeof(WideTerms);
     return GROUP_ROWS * (blocks * (2 * BLOCK + sizeof(BlockTerms)) + (blocks + 31) / 32 * 4);
 }
 

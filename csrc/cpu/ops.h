@@ -127,7 +127,7 @@ size_t attention_scratch_bytes(int heads, int kv_heads, int head_dim);
 // barrier at its end, the caller puts one there.
 struct Kernels {
     const char* name;  // "amx", "avx512_bf16", "avx512", "avx2", "scalar"
-    bool has_tables;   // whether linear takes the formats U4_TABLE and U4_TABLE_MIN
+    bool has_amx;      // whether linear takes the formats that need it
     void (*embedding)(const EmbeddingOp&, const Step&, Worker&);
     void (*linear)(const LinearOp&, const Step&, Worker&);
     void (*norm)(const NormOp&, const Step&, Worker&);

@@ -71,13 +71,13 @@ void pack_block_row(const PackedWeight& w, const BlockRows& source, int row, int
     uint8_t* panel = w.data + size_t(column / PANEL) * w.panel_bytes;
     const int lane = column % PANEL;
     const size_t stride = block_bytes(w.format);
-    if (w.format == Format::U8_ROW) {
+    if (is_by_row(w.format)) {
         std::memcpy(panel + lane * 4, source.scales + row * source.scale_row, 4);
         panel += header_bytes(w.format);
     }
     for (int b = 0; b < w.blocks(); b++, panel += stride) {
         uint8_t* values = panel;
-        if (w.format != Format::U8_ROW) {
+        if (!is_by_row(w.format)) {
             std::memcpy(panel + lane * 2, source.scales + row * source.scale_row + b * source.scale_block, 2);
             if (has_minimum(w.format)) {
                 std::memcpy(panel + PANEL * 2 + lane * 2, source.minima + row * source.minimum_row + b * source.minimum_block, 2);

@@ -5,6 +5,7 @@
 //   F32           [k][32] float
 //   BF16          [k / 2][32][2]                           pairs of k, as vdpbf16ps reads them; k rounded up to 32
 //   U8_ROW        float scale[32], then [k / 4][32][4] bytes, fours of k as vpdpbusd reads them
+//   U8_WIDE       the same, k rounded up to 64: for rows of 16 bits (AMX)
 //   U8_BLOCK      for each block of 32 k: half scale[32], then [8][32][4] bytes
 //   U8_BLOCK_MIN  for each block of 32 k: half scale[32], half minimum[32], then [8][32][4] bytes
 //   U4_BLOCK      for each block of 32 k: half scale[32], then [4][32][4] bytes; in the j-th four, byte i holds k = 4 j + i in its low
@@ -29,11 +30,14 @@ namespace octavo {
 constexpr int PANEL = 32;   // columns
 constexpr int BLOCK = 32;   // values of k that share a scale
 
-enum class Format : int { F32, BF16, U8_ROW, U8_BLOCK, U8_BLOCK_MIN, U4_BLOCK, U4_BLOCK_MIN, U4_TABLE, U4_TABLE_MIN };
+enum class Format : int { F32, BF16, U8_ROW, U8_BLOCK, U8_BLOCK_MIN, U4_BLOCK, U4_BLOCK_MIN, U4_TABLE, U4_TABLE_MIN, U8_WIDE };
 
 OCTAVO_LOCAL constexpr bool is_dense(Format f) { return f == Format::F32 || f == Format::BF16; }
 OCTAVO_LOCAL constexpr bool has_minimum(Format f) { return f == Format::U8_BLOCK_MIN || f == Format::U4_BLOCK_MIN || f == Format::U4_TABLE_MIN; }
+OCTAVO_LOCAL constexpr bool is_by_row(Format f) { return f == Format::U8_ROW || f == Format::U8_WIDE; }  // one scale a row
+OCTAVO_LOCAL constexpr bool is_wide(Format f) { return f == Format::U8_WIDE; }
 OCTAVO_LOCAL constexpr bool is_table(Format f) { return f == Format::U4_TABLE || f == Format::U4_TABLE_MIN; }
+OCTAVO_LOCAL constexpr bool needs_amx(Format f) { return is_table(f) || is_wide(f); }
 OCTAVO_LOCAL constexpr bool is_four_bit(Format f) { return f == Format::U4_BLOCK || f == Format::U4_BLOCK_MIN || is_table(f); }
 
 struct PackedWeight {
@@ -61,7 +65,7 @@ struct PackedWeight {
 // Bytes before the values: of a block's scales and minima, or of a panel's scales.
 OCTAVO_LOCAL constexpr size_t header_bytes(Format f) {
     switch (f) {
-        case Format::U8_ROW: return PANEL * 4;
+        case Format::U8_ROW: case Format::U8_WIDE: return PANEL * 4;
         case Format::U8_BLOCK: case Format::U4_BLOCK: case Format::U4_TABLE: return PANEL * 2;
         case Format::U8_BLOCK_MIN: case Format::U4_BLOCK_MIN: case Format::U4_TABLE_MIN: return PANEL * 4;
         default: return 0;
@@ -70,7 +74,7 @@ OCTAVO_LOCAL constexpr size_t header_bytes(Format f) {
 
 OCTAVO_LOCAL constexpr size_t block_bytes(Format f) {  // of the quantised formats: one block of 32 k of a panel
     const size_t values = size_t(PANEL) * BLOCK / (is_four_bit(f) ? 2 : 1);
-    return values + (f == Format::U8_ROW ? 0 : header_bytes(f));
+    return values + (is_by_row(f) ? 0 : header_bytes(f));
 }
 
 // Of a table's block: where the part of 16 columns begins, and its values.
@@ -80,7 +84,8 @@ OCTAVO_LOCAL constexpr size_t table_values(Format f) { return header_bytes(f) / 
 OCTAVO_LOCAL size_t panel_bytes_of(Format f, int k) {
     if (f == Format::F32) return size_t(k) * PANEL * 4;
     if (f == Format::BF16) return size_t((k + BLOCK - 1) / BLOCK) * BLOCK * PANEL * 2;
-    return (f == Format::U8_ROW ? header_bytes(f) : 0) + size_t((k + BLOCK - 1) / BLOCK) * block_bytes(f);
+    if (is_wide(f)) return header_bytes(f) + size_t(k + 2 * BLOCK - 1) / (2 * BLOCK) * 2 * block_bytes(f);
+    return (is_by_row(f) ? header_bytes(f) : 0) + size_t((k + BLOCK - 1) / BLOCK) * block_bytes(f);
 }
 
 OCTAVO_LOCAL int panels_of(int n, bool paired) { return paired ? (n / 2 + 15) / 16 : (n + PANEL - 1) / PANEL; }

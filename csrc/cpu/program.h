@@ -25,7 +25,7 @@ class Program {
     Program(Team& team, const Kernels& kernels, int max_rows) : team_(team), kernels_(kernels), max_rows_(max_rows) {}
 
     void append(const Op& op);
-    bool has_tables() const { return kernels_.has_tables; }
+    bool has_amx() const { return kernels_.has_amx; }
     // Where the last operation's rows of a piece lie, and where `run` gathers those of the whole step; null: nothing is gathered.
     void set_result(const float* rows, int width) { result_ = rows, result_width_ = width; }
 

@@ -46,11 +46,11 @@ class ModelOptions:
         "weights in products: auto (a quantised file's stay as stored), none (the compute type), int8, int4 (vocabulary int8)",
         choices=("auto", "none", "int8", "int4"),
     )
-    activations: str = option(
+    activation_bits: str = option(
         "auto",
-        "what rows become before 4-bit weights on a CPU: int8 (fastest for one stream), bfloat16 (fastest for many and for prompts, and "
-        "more exact; needs AMX), auto (bfloat16 where there is AMX)",
-        choices=("auto", "int8", "bfloat16"),
+        "what rows keep before quantised weights on a CPU: 8 (fastest for one stream of 4-bit weights), 16 (needs AMX: fastest for many "
+        "and for prompts, and more exact), auto (16 where there is AMX)",
+        choices=("auto", "8", "16"),
     )
     load_format: str = option("auto", "how weights are stored; dummy makes random ones", choices=("auto", "safetensors", "gguf", "dummy"))
     max_model_len: int | None = option(None, "longest context in tokens; the model's own limit when omitted", kind=int)

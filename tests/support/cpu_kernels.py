@@ -11,13 +11,13 @@ from paged_steps import attention_batch
 
 from octavo.ops import _cpu
 from octavo.ops.base import AttentionBatch, KVLayer, KVShape
-from octavo.ops.cpu.backend import LOOKUP_KERNELS, CpuOps
+from octavo.ops.cpu.backend import WIDE_KERNELS, CpuOps
 from octavo.ops.workspace import CPU_POOL_SPARE_BYTES
 
-INT8_ROWS = " int8"
-"""Ends the name of a set that is to multiply 4-bit weights with rows of int8, though it can with bfloat16."""
+EIGHT_BITS = " 8"
+"""Ends the name of a set whose rows are to have 8 bits where they meet quantised weights, though it can with 16."""
 
-KERNELS = [name + end for name in _cpu.kernel_sets() for end in (["", INT8_ROWS] if name == LOOKUP_KERNELS else [""])]
+KERNELS = [name + end for name in _cpu.kernel_sets() for end in (["", EIGHT_BITS] if name == WIDE_KERNELS else [""])]
 """The instruction sets that run here, best first; the last is scalar."""
 
 every_set = pytest.mark.parametrize("kernels", KERNELS)
@@ -28,8 +28,8 @@ ALIKE = [name for name in KERNELS if name != "scalar"]
 ALIKE_BF16 = [name for name in ALIKE if not name.startswith(("amx", "avx512_bf16"))]
 """Of these, the ones without such dot products."""
 
-ALIKE_4_BIT = [name for name in ALIKE if name != LOOKUP_KERNELS]
-"""The ones with the same arithmetic for 4-bit weights."""
+ALIKE_8_BITS = [name for name in ALIKE if name != WIDE_KERNELS]
+"""The ones whose rows have 8 bits where they meet quantised weights."""
 
 U = 2.0**-24
 """Most that rounding to float32 is off, relative to the result."""
@@ -63,8 +63,8 @@ def cpu_ops(dtype: torch.dtype, threads: int, kernels: str) -> CpuOps:
 
 
 def _split(kernels: str) -> tuple[str, str]:
-    """Set and activations."""
-    return kernels.removesuffix(INT8_ROWS), "int8" if kernels.endswith(INT8_ROWS) else "auto"
+    """Set and bits."""
+    return kernels.removesuffix(EIGHT_BITS), "8" if kernels.endswith(EIGHT_BITS) else "auto"
 
 
 class GuardedOps(CpuOps):

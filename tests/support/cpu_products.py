@@ -92,7 +92,7 @@ def row_bytes(x: torch.Tensor) -> RowBytes:
     """
     blocks = x.view(len(x), -1, QUANT_BLOCK)
     largest = blocks.abs().amax(2, keepdim=True)
-    scaled = blocks * torch.where(largest > NEXT_TO_NOTHING, 127.0 / largest, 0.0)
+    scaled = blocks * torch.where(largest > NEXT_TO_NOTHING, torch.full_like(largest, 127.0) / largest, 0.0)
     high = scaled.round()
     wide = largest > WIDE_ABOVE * largest.double().mean(1, keepdim=True)
     low = torch.where(wide, ((scaled - high) * 256).clamp(max=127).round(), 0.0)
@@ -100,6 +100,13 @@ def row_bytes(x: torch.Tensor) -> RowBytes:
     # The quotient and the product that make `scaled` are rounded: 127 times U, twice.
     step = scale * (torch.where(wide, 1 / 256, 1 / 2) + 255 * U)
     return RowBytes(scale * (high.double() + low.double() / 256), step.squeeze(2), wide.squeeze(2))
+
+
+def row_words(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows as 16-bit whole numbers of a step (``csrc/cpu/operand.h``): float64 [T, K], and the step [T, 1]."""
+    largest = x.abs().amax(1, keepdim=True)
+    step = largest.double() / 32512
+    return (x * torch.where(largest > NEXT_TO_NOTHING, torch.full_like(largest, 32512.0) / largest, 0.0)).round().double() * step, step
 
 
 def looked_up(weight: BlockWeight) -> torch.Tensor:
@@ -112,14 +119,18 @@ def product(x: torch.Tensor, weight: WeightPart, ops: CpuOps) -> tuple[torch.Ten
 
     Dense: K additions and a multiplication. In blocks: whole numbers are exact; a block's sum is rounded, multiplied by the product of two
     scales and added, and so is its minimum times the sum of the values (two roundings of its own): twice the blocks and 8 more.
-    Looked up: as dense ones of bfloat16.
+    Looked up: as dense ones of bfloat16. Rows of 16 bits: two whole sums become one float, times two scales.
     """
-    if isinstance(weight, BlockWeight) and weight.bits == 4 and ops.looks_up:
+    if isinstance(weight, BlockWeight) and weight.bits == 4 and ops.wide_activations:
         rows, matrix = x.bfloat16().double(), looked_up(weight).T
         return rows @ matrix, (x.shape[1] + 2) * U * (rows.abs() @ matrix.abs())
     if not isinstance(weight, BlockWeight):
         rows, matrix = x.to(weight.dtype).double(), weight.double().T
         return rows @ matrix, (x.shape[1] + 2) * U * (rows.abs() @ matrix.abs())
+    if weight.scales.dtype == np.float32 and ops.wide_activations:
+        rows, step = row_words(x)
+        matrix = spelled_out(weight).T
+        return rows @ matrix, 8 * U * (rows.abs() @ matrix.abs() + 128 * step * matrix.abs().sum(0))
     rows = row_bytes(x).values
     scales = torch.from_numpy(weight.scales.astype(np.float64))
     terms = torch.einsum("tbi,nbi->tnb", rows, integers(weight)) * scales

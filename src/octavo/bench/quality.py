@@ -190,7 +190,7 @@ class _Side:
 
     def head(self) -> Embedding:
         """The vocabulary product alone, built as the model builds it."""
-        ops = select_ops(torch.device(self.device.kind), getattr(torch, self.plan.dtype), self.options.model.activations)
+        ops = select_ops(torch.device(self.device.kind), getattr(torch, self.plan.dtype), self.options.model.activation_bits)
         weights = open_weights(self.files, self.config, self.options.model.load_format, self.options.model.quantization)
         return Embedding(ops, weights, self.config.tie_word_embeddings, self.config.embedding_scale, self.config.logit_softcap)
 
@@ -208,7 +208,7 @@ def _for_windows(options: EngineOptions, size: int) -> EngineOptions:
 def _in_bf16(options: EngineOptions) -> EngineOptions:
     return replace(
         options,
-        model=replace(options.model, quantization="none", activations="auto", dtype=REFERENCE),
+        model=replace(options.model, quantization="none", activation_bits="auto", dtype=REFERENCE),
         cache=replace(options.cache, kv_cache_dtype=REFERENCE),
     )
 

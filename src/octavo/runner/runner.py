@@ -49,7 +49,7 @@ class Runner:
         self.torch_device = torch.device(device.kind)
         self.config = config
         dtype: torch.dtype = getattr(torch, plan.dtype)
-        self.ops = select_ops(self.torch_device, dtype, options.model.activations)
+        self.ops = select_ops(self.torch_device, dtype, options.model.activation_bits)
         weights = open_weights(files, config, options.model.load_format, options.model.quantization)
         # Not under inference mode: loaders fill tensors from threads of their own, where that mode would not hold.
         self.model = build_model(config, weights, self.ops, plan.max_model_len, lambda fraction: progress("loading", fraction))

@@ -26,35 +26,33 @@ Arguments = dict[str, Any]
 """Of a method of ``_cpu.Program``."""
 
 
-LOOKUP_KERNELS = "amx"
-"""The set that can multiply rows of bfloat16 with 4-bit weights."""
+WIDE_KERNELS = "amx"
+"""The set that can multiply rows of 16 bits with quantised weights."""
 
 
 class CpuOps(Ops):
     """C++ kernels.
 
-    Args:
-        dtype: float32 or bfloat16: what dense weights are multiplied in.
-        threads: of the team that runs everything.
-        kernels: the instruction set's name (``_cpu.kernel_sets()``); empty for the best.
-        activations: what rows become before 4-bit weights: int8; bfloat16, which only the kernels for AMX do, and there looks the
-            weights up as bfloat16 too; auto: that where it can.
-
-    Attributes:
-        looks_up: whether 4-bit weights are looked up as bfloat16 and meet rows of bfloat16, not of int8.
-        program: the recorded pass, once there is one: it can be profiled.
+        Args:
+            dtype: float32 or bfloat16: what dense weights are multiplied in.
+            threads: of the team that runs everything.
+            kernels: the instruction set's name (``_cpu.kernel_sets()``); empty for the best.
+            activation_bits: what rows keep where they meet quantised weights: "8" (int8); "16", which only the kernels for AMX do (bfloat16
+                with 4-bit weights, which are looked up as bfloat16 too, whole numbers with int8 ones); "auto", the most that they do.
+    _activations: whether 4-bit weights are looked up as bfloat16 and meet rows of bfloat16, not of int8.
+            program: the recorded pass, once there is one: it can be profiled.
     """
 
     name = "cpu"
     runs_blocks = True
 
-    def __init__(self, dtype: torch.dtype, threads: int, kernels: str = "", activations: str = "auto") -> None:
+    def __init__(self, dtype: torch.dtype, threads: int, kernels: str = "", activation_bits: str = "auto") -> None:
         if dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"the CPU kernels compute in float32 and bfloat16, not {dtype}")
         super().__init__(torch.device("cpu"), dtype)
         self.activation_dtype = torch.float32
         self.kernels = kernels or _cpu.kernel_sets()[0]
-        self.looks_up = self.kernels == LOOKUP_KERNELS and activations != "int8"
+        self.wide_activations = self.kernels == WIDE_KERNELS and activation_bits != "8"
         self.team = _cpu.Team(threads)
         self.program: _cpu.Program | None = None
         self._tape: Tape | None = None
@@ -62,7 +60,7 @@ class CpuOps(Ops):
     # ---- weights -----------------------------------------------------------------------------------------------------
 
     def pack_linear(self, parts: Sequence[WeightPart], bias: torch.Tensor | None = None, gated: bool = False) -> PackedLinear:
-        packed = pack_parts(parts, bias, gated, self.dtype, self.team, self.looks_up)
+        packed = pack_parts(parts, bias, gated, self.dtype, self.team, self.wide_activations)
         return PackedLinear(packed, parts[0].shape[1], sum(part.shape[0] for part in parts))
 
     def linear(self, x: torch.Tensor, weight: PackedLinear) -> torch.Tensor:
@@ -101,7 +99,7 @@ class CpuOps(Ops):
         self._run("linear", len(x), arguments | _rows("input", x) | _rows("output", output))
 
     def pack_embedding(self, table: WeightPart, head: PackedLinear | None) -> object:
-        packed = _parts(head) if head is not None else pack_parts([table], None, False, self.dtype, self.team, self.looks_up)
+        packed = _parts(head) if head is not None else pack_parts([table], None, False, self.dtype, self.team, self.wide_activations)
         return packed[0].weight
 
     def embedding(self, token_ids: torch.Tensor, table: object, scale: float = 1.0) -> torch.Tensor:

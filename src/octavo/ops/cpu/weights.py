@@ -26,18 +26,18 @@ class PackedPart:
 
 
 def pack_parts(
-    parts: Sequence[WeightPart], bias: torch.Tensor | None, gated: bool, dtype: torch.dtype, team: _cpu.Team, looks_up: bool
+    parts: Sequence[WeightPart], bias: torch.Tensor | None, gated: bool, dtype: torch.dtype, team: _cpu.Team, wide_activations: bool
 ) -> list[PackedPart]:
     """Pack stacked parts: neighbours of one format as one weight.
 
     Args:
         bias: [N] or None.
-        looks_up: whether 4-bit weights are laid out for being looked up.
+        wide_activations: whether rows have 16 bits where they meet quantised weights (``CpuOps``).
         gated: whether gate and up shall lie side by side; parts of different formats cannot, and come as two weights.
     """
     packed: list[PackedPart] = []
     first = 0
-    for layout, group in groupby(parts, key=lambda part: _layout(part, dtype, looks_up)):
+    for layout, group in groupby(parts, key=lambda part: _layout(part, dtype, wide_activations)):
         members = list(group)
         rows = sum(part.shape[0] for part in members)
         pair = gated and len(members) == len(parts)
@@ -54,13 +54,13 @@ def pack_parts(
     return packed
 
 
-def _layout(part: WeightPart, dtype: torch.dtype, looks_up: bool) -> tuple[str, int, int]:
+def _layout(part: WeightPart, dtype: torch.dtype, wide_activations: bool) -> tuple[str, int, int]:
     """(packed format, zero of its bytes, K) of a part."""
     if not isinstance(part, BlockWeight):
         return ("f32" if dtype == torch.float32 else "bf16"), 0, part.shape[1]
     if part.scales.shape[1] == 1 and part.scales.dtype.itemsize == 4:
-        return "u8_row", 128, part.shape[1]
-    name = "u4_table" if part.bits == 4 and looks_up else f"u{part.bits}_block"
+        return ("u8_wide" if wide_activations else "u8_row"), 128, part.shape[1]
+    name = "u4_table" if part.bits == 4 and wide_activations else f"u{part.bits}_block"
     if part.minima is not None:
         return f"{name}_min", 0, part.shape[1]
     return name, 128 if _is_signed(part) else part.zero, part.shape[1]
