@@ -177,7 +177,7 @@ void amx_tile_wide(const Tile& tile, Prefetcher& prefetcher, float (*out)[PANEL]
         for (int r = 0; r < tile.height; r++) {
             const F32 upper = to_f32(iload(sums[half][r]) + iset1(terms[r].high_start));
             const F32 lower = to_f32(iload(sums[2 + half][r]) + iset1(terms[r].low_start));
-            store(out[r] + half * LANES, fma(upper, set1(256.0f), lower) * set1(terms[r].largest) * d);
+            store(out[r] + half * LANES, fma(upper, set1(256.0f), lower) * d * set1(terms[r].largest));
         }
     }
 }

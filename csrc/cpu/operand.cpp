@@ -54,7 +54,7 @@ void write_pairs(const float* row, int width, uint8_t* group, int r) {
     }
 }
 
-// A row as whole numbers of a step.
+// A row as whole numbers of a step. There are more steps in a row than in a block, so more counts as nothing.
 void write_wide(const float* row, int width, int zero_point, uint8_t* group, int r) {
     F32 most = zero(), poison = zero();
     for (int c = 0; c < width; c += LANES) {
@@ -63,7 +63,7 @@ void write_wide(const float* row, int width, int zero_point, uint8_t* group, int
         poison = fma(x, zero(), poison);
     }
     const float top = reduce_max(most);
-    const F32 inverse = set1(top > NEXT_TO_NOTHING ? WIDE_STEPS / top : 0.0f);
+    const F32 inverse = set1(top > 256.0f * NEXT_TO_NOTHING ? WIDE_STEPS / top : 0.0f);
     I32 high_sum = izero(), low_sum = izero();
     uint8_t* high = group + r * 64;
     uint8_t* low = high + wide_part_bytes(width);

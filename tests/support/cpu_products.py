@@ -106,7 +106,9 @@ def row_words(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows as 16-bit whole numbers of a step (``csrc/cpu/operand.h``): float64 [T, K], and the step [T, 1]."""
     largest = x.abs().amax(1, keepdim=True)
     step = largest.double() / 32512
-    return (x * torch.where(largest > NEXT_TO_NOTHING, torch.full_like(largest, 32512.0) / largest, 0.0)).round().double() * step, step
+    return (
+        x * torch.where(largest > 256 * NEXT_TO_NOTHING, torch.full_like(largest, 32512.0) / largest, 0.0)
+    ).round().double() * step, step
 
 
 def looked_up(weight: BlockWeight) -> torch.Tensor:
