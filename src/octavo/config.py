@@ -46,11 +46,12 @@ class ModelOptions:
         "weights in products: auto (a quantised file's stay as stored), none (the compute type), int8, int4 (vocabulary int8)",
         choices=("auto", "none", "int8", "int4"),
     )
-    activation_bits: str = option(
-        "auto",
-        "what rows keep before quantised weights on a CPU: 8 (fastest for one stream of 4-bit weights), 16 (needs AMX: fastest for many "
-        "and for prompts, and more exact), auto (16 where there is AMX)",
-        choices=("auto", "8", "16"),
+    activation_bits: int | None = option(
+        None,
+        "what rows keep before quantised weights on a CPU: 8 (fastest for one stream of 4-bit weights) or 16 (needs AMX: fastest for "
+        "many and for prompts, and more exact); 16 where there is AMX when omitted",
+        choices=(8, 16),
+        kind=int,
     )
     load_format: str = option("auto", "how weights are stored; dummy makes random ones", choices=("auto", "safetensors", "gguf", "dummy"))
     max_model_len: int | None = option(None, "longest context in tokens; the model's own limit when omitted", kind=int)
@@ -160,7 +161,8 @@ def check(options: EngineOptions) -> None:
     for group in (model, cache, scheduler, device):
         for f in dataclasses.fields(group):
             choices, value = f.metadata["choices"], getattr(group, f.name)
-            if choices and value not in choices:
+            omitted = value is None and f.default is None
+            if choices and value not in choices and not omitted:
                 raise ConfigError(f"{f.name} must be one of {', '.join(map(str, choices))}; got {value!r}.")
     for name, size in (("tensor_parallel_size", device.tensor_parallel_size), ("pipeline_parallel_size", device.pipeline_parallel_size)):
         if size != 1:

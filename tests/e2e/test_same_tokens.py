@@ -19,7 +19,7 @@ PRECISIONS: dict[str, dict[str, Any]] = {
     "float32": {"dtype": "float32", "quantization": "none"},
     "bfloat16": {"dtype": "bfloat16", "quantization": "none"},
     "4-bit": {"dtype": "bfloat16", "quantization": "auto"},
-    "4-bit, rows of 8 bits": {"dtype": "bfloat16", "quantization": "auto", "activation_bits": "8"},
+    "4-bit, rows of 8 bits": {"dtype": "bfloat16", "quantization": "auto", "activation_bits": 8},
     "int8": {"dtype": "bfloat16", "quantization": "int8"},
     "int4": {"dtype": "bfloat16", "quantization": "int4"},
     "int8 cache": {"dtype": "bfloat16", "kv_cache_dtype": "int8"},

@@ -32,7 +32,7 @@ def test_the_best_set_runs_unless_another_is_named(monkeypatch: pytest.MonkeyPat
 def test_rows_of_8_bits_can_be_had_from_any_set(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in kernel_sets():
         monkeypatch.setenv("OCTAVO_CPU_KERNELS", name)
-        ops = select_ops(CPU, torch.bfloat16, "8")
+        ops = select_ops(CPU, torch.bfloat16, 8)
         assert isinstance(ops, CpuOps) and not ops.wide_activations
 
 
@@ -40,15 +40,15 @@ def test_rows_of_16_bits_need_amx(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in kernel_sets():
         monkeypatch.setenv("OCTAVO_CPU_KERNELS", name)
         if name == WIDE_KERNELS:
-            ops = select_ops(CPU, torch.bfloat16, "16")
+            ops = select_ops(CPU, torch.bfloat16, 16)
             assert isinstance(ops, CpuOps) and ops.wide_activations
             continue
         with pytest.raises(ConfigError, match=f"activation_bits=16 needs AMX .*{name}"):
-            select_ops(CPU, torch.bfloat16, "16")
+            select_ops(CPU, torch.bfloat16, 16)
 
 
-@pytest.mark.parametrize("bits", ["8", "16"])
-def test_the_reference_has_none_of_either(monkeypatch: pytest.MonkeyPatch, bits: str) -> None:
+@pytest.mark.parametrize("bits", [8, 16])
+def test_the_reference_has_none_of_either(monkeypatch: pytest.MonkeyPatch, bits: int) -> None:
     monkeypatch.setenv("OCTAVO_CPU_KERNELS", "reference")
     with pytest.raises(ConfigError, match=f"activation_bits={bits} needs the C"):
         select_ops(CPU, torch.bfloat16, bits)

@@ -62,9 +62,9 @@ def cpu_ops(dtype: torch.dtype, threads: int, kernels: str) -> CpuOps:
     return CpuOps(dtype, threads, *_split(kernels))
 
 
-def _split(kernels: str) -> tuple[str, str]:
+def _split(kernels: str) -> tuple[str, int | None]:
     """Set and bits."""
-    return kernels.removesuffix(EIGHT_BITS), "8" if kernels.endswith(EIGHT_BITS) else "auto"
+    return kernels.removesuffix(EIGHT_BITS), 8 if kernels.endswith(EIGHT_BITS) else None
 
 
 class GuardedOps(CpuOps):

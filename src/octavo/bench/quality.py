@@ -208,7 +208,7 @@ def _for_windows(options: EngineOptions, size: int) -> EngineOptions:
 def _in_bf16(options: EngineOptions) -> EngineOptions:
     return replace(
         options,
-        model=replace(options.model, quantization="none", activation_bits="auto", dtype=REFERENCE),
+        model=replace(options.model, quantization="none", activation_bits=None, dtype=REFERENCE),
         cache=replace(options.cache, kv_cache_dtype=REFERENCE),
     )
 

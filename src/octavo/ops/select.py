@@ -11,7 +11,7 @@ from octavo.ops.base import Ops
 REFERENCE = "reference"
 
 
-def select_ops(device: torch.device, dtype: torch.dtype, activation_bits: str = "auto") -> Ops:
+def select_ops(device: torch.device, dtype: torch.dtype, activation_bits: int | None = None) -> Ops:
     """The kernels for a device and a compute type.
 
     A CPU runs float32 and bfloat16 on the C++ kernels of the best instruction set it has, on as many threads as torch is set to use;
@@ -20,7 +20,7 @@ def select_ops(device: torch.device, dtype: torch.dtype, activation_bits: str = 
     Args:
         device: where weights and activations live.
         dtype: float32, bfloat16 or float16.
-        activation_bits: what rows keep where they meet quantised weights: 8, 16, or auto.
+        activation_bits: what rows keep where they meet quantised weights: 8 or 16, or None for the most that the kernels do.
 
     Raises:
         ConfigError: ``$OCTAVO_CPU_KERNELS`` names kernels that there are not here, or the activations' bits need others.
@@ -29,7 +29,7 @@ def select_ops(device: torch.device, dtype: torch.dtype, activation_bits: str = 
     if device.type != "cpu" or dtype == torch.float16 or wanted == REFERENCE:
         from octavo.ops.reference import ReferenceOps
 
-        if activation_bits != "auto":
+        if activation_bits is not None:
             raise ConfigError(f"activation_bits={activation_bits} needs the C++ kernels of a CPU.")
         return ReferenceOps(device, dtype)
     from octavo.ops._cpu import kernel_sets
@@ -37,6 +37,6 @@ def select_ops(device: torch.device, dtype: torch.dtype, activation_bits: str = 
 
     if wanted and wanted not in kernel_sets():
         raise ConfigError(f"OCTAVO_CPU_KERNELS={wanted!r} is not one of {', '.join(kernel_sets())} and {REFERENCE}, which run here.")
-    if activation_bits == "16" and (wanted or kernel_sets()[0]) != WIDE_KERNELS:
+    if activation_bits == 16 and (wanted or kernel_sets()[0]) != WIDE_KERNELS:
         raise ConfigError(f"activation_bits=16 needs AMX and its kernels; {wanted or kernel_sets()[0]} are the ones that would run.")
     return CpuOps(dtype, torch.get_num_threads(), wanted, activation_bits)

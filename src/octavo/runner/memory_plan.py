@@ -233,7 +233,7 @@ def _refuse_blocks(options: EngineOptions, device: Device, dtype: str) -> None:
         needs += f" with OCTAVO_CPU_KERNELS={env.cpu_kernels()}"
     if options.model.quantization in ("int8", "int4"):
         raise ConfigError(f"quantization={options.model.quantization} {needs}.")
-    if options.model.activation_bits != "auto":
+    if options.model.activation_bits is not None:
         raise ConfigError(f"activation_bits={options.model.activation_bits} {needs}.")
     if options.cache.kv_cache_dtype == "int8":
         raise ConfigError(f"kv_cache_dtype=int8 {needs}.")

@@ -39,7 +39,7 @@ def test_every_option_has_a_flag(capsys):
         ("--max-model-len 4096", "model", "max_model_len", 4096),
         ("--dtype float32", "model", "dtype", "float32"),
         ("--quantization int4", "model", "quantization", "int4"),
-        ("--activation-bits 8", "model", "activation_bits", "8"),
+        ("--activation-bits 8", "model", "activation_bits", 8),
         ("--kv-cache-dtype int8", "cache", "kv_cache_dtype", "int8"),
         ("--seed -5", "model", "seed", -5),
         ("--kv-cache-memory-bytes 4G", "cache", "kv_cache_memory_bytes", 4 * 2**30),

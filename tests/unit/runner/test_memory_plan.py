@@ -95,7 +95,7 @@ def test_where_reference_kernels_run_all_is_dense_and_quantised_arithmetic_is_re
         return plan_memory(CONFIG, engine_options(dtype=dtype, **options), device, 8 * GIB, EMBEDDED)
 
     assert made().weights == weight_bytes(CONFIG, "bfloat16") and made().weight_formats == f"{dtype}, dequantised at load"
-    for option in ({"quantization": "int8"}, {"quantization": "int4"}, {"activation_bits": "8"}, {"kv_cache_dtype": "int8"}):
+    for option in ({"quantization": "int8"}, {"quantization": "int4"}, {"activation_bits": 8}, {"kv_cache_dtype": "int8"}):
         with pytest.raises(ConfigError, match=f"{next(iter(option))}.*{device.kind} and {dtype}"):
             made(**option)
 

@@ -33,26 +33,28 @@ WIDE_KERNELS = "amx"
 class CpuOps(Ops):
     """C++ kernels.
 
-        Args:
-            dtype: float32 or bfloat16: what dense weights are multiplied in.
-            threads: of the team that runs everything.
-            kernels: the instruction set's name (``_cpu.kernel_sets()``); empty for the best.
-            activation_bits: what rows keep where they meet quantised weights: "8" (int8); "16", which only the kernels for AMX do (bfloat16
-                with 4-bit weights, which are looked up as bfloat16 too, whole numbers with int8 ones); "auto", the most that they do.
-    _activations: whether 4-bit weights are looked up as bfloat16 and meet rows of bfloat16, not of int8.
-            program: the recorded pass, once there is one: it can be profiled.
+    Args:
+        dtype: float32 or bfloat16: what dense weights are multiplied in.
+        threads: of the team that runs everything.
+        kernels: the instruction set's name (``_cpu.kernel_sets()``); empty for the best.
+        activation_bits: what rows keep where they meet quantised weights: 8 (int8), or 16, which only the kernels for AMX do (bfloat16
+            with 4-bit weights, which are looked up as bfloat16 too; whole numbers with int8 ones); None for the most that they do.
+
+    Attributes:
+        wide_activations: whether rows have 16 bits there.
+        program: the recorded pass, once there is one: it can be profiled.
     """
 
     name = "cpu"
     runs_blocks = True
 
-    def __init__(self, dtype: torch.dtype, threads: int, kernels: str = "", activation_bits: str = "auto") -> None:
+    def __init__(self, dtype: torch.dtype, threads: int, kernels: str = "", activation_bits: int | None = None) -> None:
         if dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"the CPU kernels compute in float32 and bfloat16, not {dtype}")
         super().__init__(torch.device("cpu"), dtype)
         self.activation_dtype = torch.float32
         self.kernels = kernels or _cpu.kernel_sets()[0]
-        self.wide_activations = self.kernels == WIDE_KERNELS and activation_bits != "8"
+        self.wide_activations = self.kernels == WIDE_KERNELS and activation_bits != 8
         self.team = _cpu.Team(threads)
         self.program: _cpu.Program | None = None
         self._tape: Tape | None = None
