@@ -65,7 +65,7 @@ struct Program::Piece {
 };
 
 void Program::run_piece(const Step& step, float* output) {
-    team_.reserve(scratch_bytes_, std::max(shared_bytes_, shared_group_bytes_ * groups_of(step.tokens)));
+    team_.reserve(scratch_bytes_, shared_group_bytes_ * groups_of(step.tokens));
     tasks_[0] = tasks_[1] = 0;
     Piece piece{this, &step, output};
     team_.run([](void* argument, Worker& worker) {

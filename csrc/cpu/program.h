@@ -50,7 +50,6 @@ class Program {
     int result_width_ = 0;
     size_t scratch_bytes_ = 0;
     size_t shared_group_bytes_ = 0;  // of the widest operand's rows
-    size_t shared_bytes_ = 0;      // whatever the rows
     std::atomic<int> tasks_[2] = {};
     bool profiling_ = false;
     Profile profile_;

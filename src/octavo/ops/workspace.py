@@ -35,17 +35,22 @@ CPU_PIECE_ROWS = 512
 """Rows that the C++ kernels' recorded pass computes at once: enough to use a weight well once it is in the cache, few enough for
 activations to stay there."""
 
-_CPU_SCRATCH_BYTES = 32 * 2**20
-"""Of all threads and what they share, attention's partial results included."""
+_CPU_THREAD_BYTES = 512 * 2**10
+"""Of a thread's scratch, whatever the widths: unpacked weights, or attention's queries, scores and outputs (heads of up to 256)."""
+
+_CPU_THREAD_VALUE_BYTES = 16 * 4 + 4 + 32 * 2
+"""Of it for each value of a product's widest row: sixteen rows and one in float32, a panel of 32 columns in bfloat16."""
 
 
-def cpu_workspace(tokens: int, hidden_size: int, intermediate_size: int, qkv_size: int) -> int:
+def cpu_workspace(tokens: int, hidden_size: int, intermediate_size: int, qkv_size: int, threads: int) -> int:
     """Most bytes that the C++ kernels' recorded pass takes for a step.
 
     Args:
         tokens: most rows of a step.
         qkv_size: columns of a row's queries, keys and values.
+        threads: of the team; each has scratch of its own.
     """
     buffers = 3 * hidden_size + 2 * qkv_size + 3 * intermediate_size
     operands = max(hidden_size, intermediate_size, qkv_size)
-    return 4 * (2 * tokens * hidden_size + CPU_PIECE_ROWS * (buffers + operands)) + _CPU_SCRATCH_BYTES
+    scratch = threads * (_CPU_THREAD_BYTES + _CPU_THREAD_VALUE_BYTES * operands)
+    return 4 * (2 * tokens * hidden_size + CPU_PIECE_ROWS * (buffers + operands)) + scratch

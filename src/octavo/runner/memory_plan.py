@@ -17,7 +17,7 @@ from octavo.models.config import ModelConfig
 from octavo.models.expected_tensors import expected_tensors
 from octavo.ops.workspace import CPU_SLOT_TILE, attention_workspace, cpu_workspace
 from octavo.quantization.formats import DENSE, DTYPE_BYTES, PackedFormat, is_vocabulary, packed_bytes, resolve
-from octavo.runner.device import Device
+from octavo.runner.device import Device, usable_cores
 
 KV_SCALE_BYTES = 4
 """int8 keys (and values) have a float32 scale for each token and head."""
@@ -167,7 +167,8 @@ def activation_bytes(config: ModelConfig, options: EngineOptions, dtype: str, co
     heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     logits = min(LOGITS_ROWS, options.scheduler.max_num_seqs) * config.vocab_size * 4 * _SAMPLER_COPIES
     if in_blocks:
-        return cpu_workspace(tokens, config.hidden_size, config.intermediate_size, heads) + logits
+        threads = options.device.threads or usable_cores()
+        return cpu_workspace(tokens, config.hidden_size, config.intermediate_size, heads, threads) + logits
     row = 4 * config.hidden_size + 3 * config.intermediate_size + 3 * heads
     # Norms and rotations compute in float32 beside the activations themselves.
     attention = attention_workspace(

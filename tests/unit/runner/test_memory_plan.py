@@ -164,6 +164,7 @@ def test_int8_keys_and_values_have_a_scale_for_each_tokens_head() -> None:
 
 def test_activations_grow_with_the_token_budget() -> None:
     assert plan(max_num_batched_tokens=8192).activations > plan(max_num_batched_tokens=512).activations
+    assert plan(threads=64).activations > plan(threads=1).activations
 
 
 def test_sizes_read_well() -> None:
