@@ -260,28 +260,26 @@ void turn(const float (*columns)[LANES], float (*out)[PANEL], int rows) {
 }
 
 // Weights times rows, the sums turned at the end: one or TWO groups of up to 16 rows. Where there are no others, blocks are expanded here,
-// one ahead of the products (which take time of their own); MIN is of use only then.
+// one ahead of the products; MIN is of use only then.
 template <bool TWO, bool EXPAND, bool MIN>
 void amx_tile_table(const Tile& tile, Prefetcher& prefetcher, float (*out)[PANEL]) {
-    constexpr int AHEAD = 1, RING = 4;
-    alignas(64) uint8_t ring[RING][2 * PART_BYTES];
+    alignas(64) uint8_t expanded[2][2 * PART_BYTES];
     Prefetcher next = prefetcher;
     const int blocks = (tile.k + BLOCK - 1) / BLOCK;
     const size_t group_bytes = size_t(blocks) * PART_BYTES;
     const float zero_point = float(tile.zero);
     const auto expand = [&](int b) __attribute__((always_inline)) {
         constexpr Format F = MIN ? Format::U4_TABLE_MIN : Format::U4_TABLE;
-        expand_block<MIN>(tile.panel + b * block_bytes(F), zero_point, ring[b % RING]);
+        expand_block<MIN>(tile.panel + b * block_bytes(F), zero_point, expanded[b % 2]);
     };
     clear_tile<0>(), clear_tile<1>();
     if constexpr (TWO) clear_tile<2>(), clear_tile<3>();
-    if constexpr (EXPAND)
-        for (int b = 0; b < AHEAD && b < blocks; b++) expand(b);
+    if constexpr (EXPAND) expand(0);
     for (int b = 0; b < blocks; b++) {
         next.step();
         if constexpr (EXPAND)
-            if (b + AHEAD < blocks) expand(b + AHEAD);
-        const uint8_t* w = EXPAND ? ring[b % RING] : tile.unpacked + b * 2 * PART_BYTES;
+            if (b + 1 < blocks) expand(b + 1);
+        const uint8_t* w = EXPAND ? expanded[b % 2] : tile.unpacked + b * 2 * PART_BYTES;
         const uint8_t* x = tile.rows + b * PART_BYTES;
         stream_tile<4>(w, TILE_BYTES);
         load_tile<6>(x, TILE_BYTES);
