@@ -123,4 +123,4 @@ def cannot_hold(form: StructuredOutputs, reason: str) -> InvalidRequestError:
     what = {"json": "JSON schema", "json_object": "JSON object", "regex": "regular expression", "choice": "choice", "grammar": "grammar"}
     reason = re.split(r"\s*<(?:state|non-verbose/)>", reason)[0].strip()
     shown = reason if len(reason) <= MAX_MESSAGE_CHARS else f"{reason[:MAX_MESSAGE_CHARS]}..."
-    return InvalidRequestError(f"The {what[form.kind]} of structured_outputs cannot be used: {shown}", "structured_outputs")
+    return InvalidRequestError(f"The {what[form.kind]} cannot be used: {shown}", "structured_outputs")
