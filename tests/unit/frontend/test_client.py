@@ -456,12 +456,10 @@ async def test_a_death_fails_what_runs_after_its_last_news_and_the_engine_comes_
 
 async def test_a_new_engine_learns_the_vocabulary_again(client: EngineClient, spawner: FakeSpawner) -> None:
     held = SamplingParams(max_tokens=8, structured_outputs=StructuredOutputs(regex="a"))
-    for _ in range(2):
-        await client.submit("hi", held)
+    streams = [await client.submit("hi", held) for _ in range(2)]
     spawner.processes[0].die()
     await until(lambda: len(spawner.processes) == 2 and client.phase == "ready")
-    await client.submit("hi", PARAMS)
-    await client.submit("hi", held)
+    streams += [await client.submit("hi", params) for params in (PARAMS, held)]
     kinds = [[type(message) for message in process.sent] for process in spawner.processes]
     assert kinds == [[Vocabulary, AddRequest, AddRequest], [AddRequest, Vocabulary, AddRequest]]
 
