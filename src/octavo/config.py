@@ -132,6 +132,7 @@ class ServerOptions:
     shutdown_timeout: float = option(30.0, "seconds that running requests get to finish after SIGTERM")
     enable_log_requests: bool = option(False, "log each request's figures when it ends")
     disable_log_stats: bool = option(False, "do not log the load every ten seconds")
+    otlp_traces_endpoint: str | None = option(None, "URL of an OpenTelemetry collector that is sent a span a request", kind=str)
 
 
 ENGINE_GROUPS: dict[str, type] = {"model": ModelOptions, "cache": CacheOptions, "scheduler": SchedulerOptions, "device": DeviceOptions}

@@ -34,6 +34,14 @@ def api_key() -> str | None:
     return next(iter(api_keys()), None)
 
 
+def otlp_protocol() -> str:
+    """``$OTEL_EXPORTER_OTLP_TRACES_PROTOCOL``, else ``$OTEL_EXPORTER_OTLP_PROTOCOL``: how traces are sent; empty where neither says.
+
+    OpenTelemetry's libraries read further variables of its specification themselves (service name, headers, sampling, certificates).
+    """
+    return os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL", "")
+
+
 def cpu_kernels() -> str:
     """``$OCTAVO_CPU_KERNELS``: which CPU kernels to run instead of the best ones (``octavo.ops.select``); empty for the best."""
     return os.environ.get("OCTAVO_CPU_KERNELS", "")

@@ -21,6 +21,7 @@ from octavo.errors import ConfigError
 T = TypeVar("T")
 
 _BYTES = re.compile(r"(\d+(?:\.\d+)?(?:e\d{1,2})?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_ENDPOINT = re.compile(r"(?:https?|grpcs?)://[^/\s:@]+(?::\d{1,5})?(?:/\S*)?")
 _BYTE_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
@@ -332,5 +333,7 @@ def check_server(server: ServerOptions) -> None:
         raise ConfigError(f"max_logprobs must be at least 0, or -1 for no limit; got {server.max_logprobs}.")
     if server.max_body_bytes < 1:
         raise ConfigError(f"max_body_bytes must be at least 1; got {server.max_body_bytes}.")
+    if (endpoint := server.otlp_traces_endpoint) is not None and not _ENDPOINT.fullmatch(endpoint):
+        raise ConfigError(f"otlp_traces_endpoint must be a URL such as http://localhost:4317; got {endpoint!r}.")
     if server.shutdown_timeout < 0:
         raise ConfigError(f"shutdown_timeout must not be negative; got {server.shutdown_timeout:g}.")

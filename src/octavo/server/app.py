@@ -21,6 +21,7 @@ from octavo.server.errors import InternalErrors, answer_http_exception, answer_n
 from octavo.server.load_log import log_load
 from octavo.server.request_id import RequestIds
 from octavo.server.service import Service
+from octavo.server.tracing import TraceContexts
 
 if TYPE_CHECKING:
     from octavo.frontend.client import EngineClient
@@ -32,6 +33,9 @@ def build_app(client: EngineClient, engine: EngineOptions, server: ServerOptions
     Args:
         client: the engine's client, not started.
         engine: the engine's options. server: the server's.
+
+    Raises:
+        ConfigError: traces are asked for and cannot be made.
     """
     service = Service(client, engine, server)
     app = FastAPI(
@@ -50,6 +54,8 @@ def build_app(client: EngineClient, engine: EngineOptions, server: ServerOptions
     app.add_exception_handler(ClientDisconnectedError, answer_nobody)
     # The last one added is the outermost: a request gets its id, then CORS (preflights bring no key), the key check, the routes.
     app.add_middleware(InternalErrors)
+    if service.tracing is not None:
+        app.add_middleware(TraceContexts)
     if server.api_key:
         app.add_middleware(ApiKeys, keys=server.api_key)
     if server.allowed_origins:
@@ -68,3 +74,5 @@ async def _lifespan(service: Service) -> AsyncIterator[None]:
         if background is not None:
             background.cancel()
         await service.client.shutdown()
+        if service.tracing is not None:
+            await asyncio.to_thread(service.tracing.shutdown)

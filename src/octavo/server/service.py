@@ -10,6 +10,7 @@ from starlette.requests import Request
 from octavo.config import EngineOptions, ServerOptions
 from octavo.errors import ModelNotFoundError, NotReadyError, QueueFullError
 from octavo.metrics import EngineFigures, Metrics
+from octavo.server import tracing
 
 if TYPE_CHECKING:
     from octavo.frontend.client import EngineClient
@@ -26,6 +27,10 @@ class Service:
     Attributes:
         in_flight: requests for tokens that have not ended, those in line included.
         started: when this was made, in seconds since the epoch.
+        tracing: makes spans; None where none are asked for.
+
+    Raises:
+        ConfigError: traces are asked for and cannot be made.
     """
 
     def __init__(self, client: EngineClient, engine: EngineOptions, server: ServerOptions) -> None:
@@ -33,6 +38,7 @@ class Service:
         self.engine = engine
         self.options = server
         self.metrics = Metrics()
+        self.tracing = tracing.start(server.otlp_traces_endpoint) if server.otlp_traces_endpoint else None
         self.in_flight = 0
         self.started = int(time.time())
         self._in_line = 0
