@@ -80,7 +80,8 @@ from vllm import LLM, AsyncEngineArgs, AsyncLLMEngine, CompletionOutput, EngineA
 from vllm.engine.arg_utils import AsyncEngineArgs as SameArgs
 from vllm.engine.async_llm_engine import AsyncLLMEngine as SameEngine
 from vllm.outputs import RequestOutput as SameOutput
-from vllm.sampling_params import SamplingParams as SameParams
+from vllm.sampling_params import SamplingParams as SameParams, StructuredOutputsParams
+assert StructuredOutputsParams is octavo.StructuredOutputs
 assert (LLM, SamplingParams, RequestOutput, CompletionOutput) == (
     octavo.LLM, octavo.SamplingParams, octavo.RequestOutput, octavo.CompletionOutput)
 assert (SameArgs, SameEngine, SameOutput, SameParams) == (AsyncEngineArgs, AsyncLLMEngine, RequestOutput, SamplingParams)
