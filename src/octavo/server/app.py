@@ -14,14 +14,13 @@ from starlette.exceptions import HTTPException
 import octavo
 from octavo.config import EngineOptions, ServerOptions
 from octavo.errors import OctavoError
-from octavo.server import models, openapi, probes, routes, tokenize
+from octavo.server import models, openapi, probes, routes, tokenize, tracing
 from octavo.server.auth import ApiKeys
 from octavo.server.disconnect import ClientDisconnectedError
 from octavo.server.errors import InternalErrors, answer_http_exception, answer_nobody, answer_octavo_error
 from octavo.server.load_log import log_load
 from octavo.server.request_id import RequestIds
 from octavo.server.service import Service
-from octavo.server.tracing import TraceContexts
 
 if TYPE_CHECKING:
     from octavo.frontend.client import EngineClient
@@ -37,7 +36,8 @@ def build_app(client: EngineClient, engine: EngineOptions, server: ServerOptions
     Raises:
         ConfigError: traces are asked for and cannot be made.
     """
-    service = Service(client, engine, server)
+    spans = tracing.start(server.otlp_traces_endpoint) if server.otlp_traces_endpoint else None
+    service = Service(client, engine, server, spans)
     app = FastAPI(
         title="Octavo",
         version=octavo.__version__,
@@ -54,8 +54,8 @@ def build_app(client: EngineClient, engine: EngineOptions, server: ServerOptions
     app.add_exception_handler(ClientDisconnectedError, answer_nobody)
     # The last one added is the outermost: a request gets its id, then CORS (preflights bring no key), the key check, the routes.
     app.add_middleware(InternalErrors)
-    if service.tracing is not None:
-        app.add_middleware(TraceContexts)
+    if spans is not None:
+        app.add_middleware(tracing.TraceContexts)
     if server.api_key:
         app.add_middleware(ApiKeys, keys=server.api_key)
     if server.allowed_origins:
