@@ -16,7 +16,13 @@ KV_BLOCK_SIZES = (8, 16, 32, 64, 128)
 
 
 def option(
-    default: Any, text: str, *, choices: tuple[Any, ...] | None = None, flags: tuple[str, ...] = (), kind: type | None = None
+    default: Any,
+    text: str,
+    *,
+    choices: tuple[Any, ...] | None = None,
+    flags: tuple[str, ...] = (),
+    kind: type | None = None,
+    secret: bool = False,
 ) -> Any:
     """A dataclass field that is also a flag.
 
@@ -26,8 +32,9 @@ def option(
         choices: the allowed values, where they are few.
         flags: further spellings, such as ``-tp``.
         kind: the value's type where the default does not tell (a default of None).
+        secret: whether the value must never be shown, in messages about it included.
     """
-    metadata = {"help": text, "choices": choices, "flags": flags, "kind": kind or type(default)}
+    metadata = {"help": text, "choices": choices, "flags": flags, "kind": kind or type(default), "secret": secret}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -112,7 +119,10 @@ class ServerOptions:
     host: str = option("127.0.0.1", "address to listen on")
     port: int = option(8000, "port to listen on; 0 picks a free one")
     uds: str | None = option(None, "unix socket to listen on instead of host and port", kind=str)
-    api_key: list[str] = option([], "keys of which clients must send one ($OCTAVO_API_KEY where not given)")
+    api_key: list[str] = option([], "keys of which clients must send one ($OCTAVO_API_KEY where no key is given)", secret=True)
+    api_key_file: str | None = option(
+        None, "file with further keys, one a line; unlike --api-key it shows in no list of processes", kind=str
+    )
     ssl_keyfile: str | None = option(None, "private key for HTTPS", kind=str)
     ssl_certfile: str | None = option(None, "certificate for HTTPS", kind=str)
     root_path: str = option("", "path prefix behind a proxy")
@@ -122,6 +132,7 @@ class ServerOptions:
     shutdown_timeout: float = option(30.0, "seconds that running requests get to finish after SIGTERM")
     enable_log_requests: bool = option(False, "log each request's figures when it ends")
     disable_log_stats: bool = option(False, "do not log the load every ten seconds")
+    otlp_traces_endpoint: str | None = option(None, "URL of an OpenTelemetry collector that is sent a span a request", kind=str)
 
 
 ENGINE_GROUPS: dict[str, type] = {"model": ModelOptions, "cache": CacheOptions, "scheduler": SchedulerOptions, "device": DeviceOptions}

@@ -19,9 +19,27 @@ def log_level() -> str:
     return os.environ.get("OCTAVO_LOG_LEVEL", "INFO").upper()
 
 
+def api_keys_text() -> str:
+    """``$OCTAVO_API_KEY`` as it stands: the keys clients may send, separated by commas, where no flag gives any; empty where unset."""
+    return os.environ.get("OCTAVO_API_KEY", "")
+
+
+def api_keys() -> list[str]:
+    """The keys of ``$OCTAVO_API_KEY``."""
+    return [key for part in api_keys_text().split(",") if (key := part.strip())]
+
+
 def api_key() -> str | None:
-    """``$OCTAVO_API_KEY``: the key clients must send, where ``--api-key`` is not given."""
-    return os.environ.get("OCTAVO_API_KEY") or None
+    """The first key of ``$OCTAVO_API_KEY``: what Octavo's own clients send."""
+    return next(iter(api_keys()), None)
+
+
+def otlp_protocol() -> str:
+    """``$OTEL_EXPORTER_OTLP_TRACES_PROTOCOL``, else ``$OTEL_EXPORTER_OTLP_PROTOCOL``: how traces are sent; empty where neither says.
+
+    OpenTelemetry's libraries read further variables of its specification themselves (service name, headers, sampling, certificates).
+    """
+    return os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL", "")
 
 
 def cpu_kernels() -> str:

@@ -111,39 +111,77 @@ def test_open_routes_are_those_that_ask_for_no_key() -> None:
 # ---- fields ----------------------------------------------------------------------------------------------------------
 
 
-def properties(schemas: dict[str, Any], name: str, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The fields of a model and of the models in it, each with its type in the page's words."""
-    for field, schema in schemas[name]["properties"].items():
-        yield prefix + field, type_of(schema)
-        for below in schema.get("anyOf", [schema]):
-            inner, mark = (below["items"], "[].") if "items" in below else (below, ".")
-            if "$ref" in inner:
-                yield from properties(schemas, inner["$ref"].rpartition("/")[2], prefix + field + mark)
+def alternatives(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """The schemas of a union, or the one schema."""
+    return schema.get("anyOf") or schema.get("oneOf") or [schema]
+
+
+def properties(
+    schemas: dict[str, Any], schema: dict[str, Any], place: str = "", above: tuple[str, ...] = ()
+) -> Iterator[tuple[str, str, bool]]:
+    """The fields of a body and of the models in it: each with its type in the page's words, and whether it must be sent.
+
+    A model that holds itself is entered once.
+    """
+    for one in alternatives(schema):
+        if "items" in one:
+            yield from properties(schemas, one["items"], f"{place}[]", above)
+        elif "$ref" in one and one["$ref"] not in above:
+            model = schemas[one["$ref"].rpartition("/")[2]]
+            for field, below in model.get("properties", {}).items():
+                name = f"{place}.{field}" if place else field
+                yield name, type_of(below), field in model.get("required", ())
+                yield from properties(schemas, below, name, (*above, one["$ref"]))
 
 
 def type_of(schema: dict[str, Any]) -> str:
     """A JSON schema as the page has it: ``string or [integer]``; null goes without saying."""
-    if "anyOf" in schema:
-        return " or ".join(type_of(one) for one in schema["anyOf"] if one.get("type") != "null")
+    if len(alternatives(schema)) > 1:
+        return " or ".join(dict.fromkeys(type_of(one) for one in alternatives(schema) if one.get("type") != "null"))
     if schema.get("type") == "array":
-        return f"[{type_of(schema['items'])}]"
+        return f"[{type_of(schema.get('items', {}))}]"
     return str(schema.get("type", "object"))
+
+
+def bodies(openapi: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every path that takes a body, with the body's schema."""
+    for path, methods in openapi["paths"].items():
+        for method in methods.values():
+            if "requestBody" in method:
+                yield path, method["requestBody"]["content"]["application/json"]["schema"]
+
+
+def paths_of(on: str) -> list[str]:
+    """What the column ``on`` says: words of ``PATHS``, "all", or paths themselves in backticks."""
+    words = list(GENERATING) if on == "all" else on.split(", ")
+    return [word.strip("`") if word.startswith("`") else PATHS[word] for word in words]
 
 
 def test_tables_of_fields_have_every_field_with_its_type_and_no_other(openapi: dict[str, Any]) -> None:
     told: dict[tuple[str, str], str] = {}
     for name, kind, _, _, on in rows("field"):
-        for word in GENERATING if on == "all" else on.split(", "):
-            place = (PATHS[word], code(name)[0])
+        for path in paths_of(on):
+            place = (path, code(name)[0])
             assert place not in told, f"{place} stands twice"
             told[place] = kind
-    schemas = openapi["components"]["schemas"]
-    known: dict[tuple[str, str], str] = {}
-    for path, methods in openapi["paths"].items():
-        if "requestBody" in methods.get("post", {}):
-            reference = methods["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]
-            known |= {(path, field): kind for field, kind in properties(schemas, reference.rpartition("/")[2])}
-    assert told == known
+    kinds: dict[tuple[str, str], dict[str, None]] = {}  # models of one union may have a field of the same name
+    for path, schema in bodies(openapi):
+        for field, kind, _ in properties(openapi["components"]["schemas"], schema):
+            kinds.setdefault((path, field), {}).update(dict.fromkeys(kind.split(" or ")))
+    assert told == {place: " or ".join(kind) for place, kind in kinds.items()}
+
+
+def test_tables_of_fields_say_which_must_be_sent(openapi: dict[str, Any]) -> None:
+    told = {(path, code(name)[0]) for name, _, default, _, on in rows("field") if default == "required" for path in paths_of(on)}
+    known = {
+        (path, field)
+        for path, schema in bodies(openapi)
+        for field, _, required in properties(openapi["components"]["schemas"], schema)
+        if required
+    }
+    assert known <= told, known - told
+    later = {field for _, field in told - known}  # looked for by code, where another field decides whether it is needed
+    assert later <= {"response_format.json_schema.schema"}, later
 
 
 def test_defaults_of_fields_are_those_of_sampling_params() -> None:
@@ -338,8 +376,18 @@ async def test_example_has_the_shape_of_the_real_answer(engine: Any, serve: Any,
     )
 
 
-def test_every_field_of_a_generating_answer_is_on_the_page(openapi: dict[str, Any]) -> None:
-    schemas = openapi["components"]["schemas"]
-    for answer in ("GenerateResponse", "CompletionResponse", "CompletionChoice", "ChatCompletionResponse", "ChatChoice", "Usage"):
-        for field in schemas[answer]["properties"]:
-            assert re.search(rf'["`.]{field}["`.]', TEXT), f"{answer}.{field}"
+def test_every_field_of_every_answer_is_on_the_page(openapi: dict[str, Any]) -> None:
+    for path, methods in openapi["paths"].items():
+        for method in methods.values():
+            for status, answer in method["responses"].items():
+                for content in answer.get("content", {}).values():
+                    for field, _, _ in properties(openapi["components"]["schemas"], content.get("schema", {})):
+                        name = field.rpartition(".")[2].removesuffix("[]")
+                        assert re.search(rf'["`.]{name}["`.]', TEXT), f"{path} answers {status} with {field}"
+
+
+def test_every_status_of_every_route_is_in_the_table_of_errors(openapi: dict[str, Any]) -> None:
+    told = {row[0] for row in rows("status")}
+    for path, methods in openapi["paths"].items():
+        for method in methods.values():
+            assert {status for status in method["responses"] if status != "200"} <= told, path

@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from octavo import env
+from octavo.cli import api_keys
 from octavo.config import ENGINE_GROUPS, EngineOptions, ServerOptions, engine_options
 from octavo.errors import ConfigError
 
 T = TypeVar("T")
 
 _BYTES = re.compile(r"(\d+(?:\.\d+)?(?:e\d{1,2})?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_ENDPOINT = re.compile(r"(?:https?|grpcs?)://[^/\s:@]+(?::\d{1,5})?(?:/\S*)?")
 _BYTE_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
@@ -184,7 +185,7 @@ def _add_field(group: argparse._ArgumentGroup, field: dataclasses.Field[Any]) ->
             raise argparse.ArgumentTypeError(str(error)) from None
 
     metavar = "|".join(map(str, choices)) if choices else kind.metavar
-    several = {"nargs": "+"} if field.metadata["kind"] is list else {}
+    several = {"nargs": "+", "action": "extend"} if field.metadata["kind"] is list else {}
     group.add_argument(*names, type=convert, default=argparse.SUPPRESS, metavar=metavar, help=_help(field), **several)  # type: ignore[arg-type]
 
 
@@ -249,7 +250,7 @@ def serve_parser() -> Parser:
 
 
 def parse_serve(argv: list[str]) -> tuple[EngineOptions, ServerOptions]:
-    """Read the flags of ``octavo serve``, the configuration file they name, and ``$OCTAVO_API_KEY``.
+    """Read the flags of ``octavo serve``, the files they name, and ``$OCTAVO_API_KEY``.
 
     Args:
         argv: the words after ``octavo serve``.
@@ -265,8 +266,7 @@ def parse_serve(argv: list[str]) -> tuple[EngineOptions, ServerOptions]:
     options = (read_config_file(Path(args.config)) if args.config else {}) | given
     server_names = {field.name for field in dataclasses.fields(ServerOptions)}
     server_given = {name: value for name, value in options.items() if name in server_names}
-    if not server_given.get("api_key") and (key := env.api_key()):
-        server_given["api_key"] = [key]
+    server_given["api_key"] = api_keys.resolve(server_given.get("api_key", []), server_given.get("api_key_file"))
     server = ServerOptions(**server_given)
     check_server(server)
     return engine_options(**{name: value for name, value in options.items() if name not in server_names}), server
@@ -311,7 +311,8 @@ def _from_yaml(field: dataclasses.Field[Any], raw: Any, name: str) -> Any:
             return [kind.value(item, choices) for item in (raw if isinstance(raw, list) else [raw])]
         return kind.value(raw, choices)
     except ValueError as error:
-        raise ConfigError(f"{name} {error}") from None
+        problem = f"takes {kind.noun}, in quotes where YAML would read a number" if field.metadata["secret"] else error
+        raise ConfigError(f"{name} {problem}") from None
 
 
 def check_server(server: ServerOptions) -> None:
@@ -332,7 +333,7 @@ def check_server(server: ServerOptions) -> None:
         raise ConfigError(f"max_logprobs must be at least 0, or -1 for no limit; got {server.max_logprobs}.")
     if server.max_body_bytes < 1:
         raise ConfigError(f"max_body_bytes must be at least 1; got {server.max_body_bytes}.")
+    if (endpoint := server.otlp_traces_endpoint) is not None and not _ENDPOINT.fullmatch(endpoint):
+        raise ConfigError(f"otlp_traces_endpoint must be a URL such as http://localhost:4317; got {endpoint!r}.")
     if server.shutdown_timeout < 0:
         raise ConfigError(f"shutdown_timeout must not be negative; got {server.shutdown_timeout:g}.")
-    if any(not key for key in server.api_key):
-        raise ConfigError("api_key must not be empty.")

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 import octavo
 from octavo.config import EngineOptions, ServerOptions
 from octavo.errors import OctavoError
-from octavo.server import models, openapi, probes, routes, tokenize
+from octavo.server import models, openapi, probes, routes, tokenize, tracing
 from octavo.server.auth import ApiKeys
 from octavo.server.disconnect import ClientDisconnectedError
 from octavo.server.errors import InternalErrors, answer_http_exception, answer_nobody, answer_octavo_error
@@ -32,8 +32,12 @@ def build_app(client: EngineClient, engine: EngineOptions, server: ServerOptions
     Args:
         client: the engine's client, not started.
         engine: the engine's options. server: the server's.
+
+    Raises:
+        ConfigError: traces are asked for and cannot be made.
     """
-    service = Service(client, engine, server)
+    spans = tracing.start(server.otlp_traces_endpoint) if server.otlp_traces_endpoint else None
+    service = Service(client, engine, server, spans)
     app = FastAPI(
         title="Octavo",
         version=octavo.__version__,
@@ -50,6 +54,8 @@ def build_app(client: EngineClient, engine: EngineOptions, server: ServerOptions
     app.add_exception_handler(ClientDisconnectedError, answer_nobody)
     # The last one added is the outermost: a request gets its id, then CORS (preflights bring no key), the key check, the routes.
     app.add_middleware(InternalErrors)
+    if spans is not None:
+        app.add_middleware(tracing.TraceContexts)
     if server.api_key:
         app.add_middleware(ApiKeys, keys=server.api_key)
     if server.allowed_origins:
@@ -68,3 +74,5 @@ async def _lifespan(service: Service) -> AsyncIterator[None]:
         if background is not None:
             background.cancel()
         await service.client.shutdown()
+        if service.tracing is not None:
+            await asyncio.to_thread(service.tracing.shutdown)

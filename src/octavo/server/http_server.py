@@ -86,7 +86,7 @@ def run(listener: socket.socket, engine: EngineOptions, server: ServerOptions, o
         The process's exit code: 0 after a signal, 1 when the engine failed.
 
     Raises:
-        ConfigError: the TLS files cannot be used.
+        ConfigError: the TLS files cannot be used, or traces not made.
     """
     client = EngineClient(engine)
     config = uvicorn.Config(

@@ -7,6 +7,7 @@ from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 import octavo
+from octavo.server.errors import ErrorBody
 from octavo.server.openapi import describe_route
 from octavo.server.responses import Health, Load, Version
 from octavo.server.service import service_of
@@ -35,7 +36,7 @@ async def ping(request: Request) -> Response:
     return await health(request)
 
 
-@router.get("/load", **describe_route(None, Load))
+@router.get("/load", **describe_route(None, Load, {401: ErrorBody}))
 async def load(request: Request) -> Response:
     """How many requests have not ended."""
     return json_response(Load(service_of(request).in_flight))

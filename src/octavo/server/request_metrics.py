@@ -1,4 +1,4 @@
-"""One request's figures, followed from submission to its end: into the metrics, and into the log where that is asked for."""
+"""One request's figures, followed from submission to its end: into the metrics, and into the log and a span where those are asked for."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from octavo.engine.messages import RequestTimes
 from octavo.frontend.outputs import RequestDelta
 from octavo.log import get_logger
 from octavo.server.service import Service
+from octavo.server.tracing import RequestSpan
 
 logger = get_logger(__name__)
 
@@ -20,18 +21,20 @@ class RequestFollower:
         request_id: for the log.
         prompt_tokens: its prompt's length.
         arrival: when it was submitted, on ``time.monotonic``'s clock.
+        span: is ended with the request.
 
     Attributes:
         generated: tokens so far. cached: prompt tokens found in the prefix cache. ended: whether it has ended.
     """
 
-    __slots__ = ("_arrival", "_last", "_prompt_tokens", "_reason", "_request_id", "_service", "cached", "ended", "generated")
+    __slots__ = ("_arrival", "_last", "_prompt_tokens", "_reason", "_request_id", "_service", "_span", "cached", "ended", "generated")
 
-    def __init__(self, service: Service, request_id: str, prompt_tokens: int, arrival: float) -> None:
+    def __init__(self, service: Service, request_id: str, prompt_tokens: int, arrival: float, span: RequestSpan | None = None) -> None:
         self._service = service
         self._request_id = request_id
         self._prompt_tokens = prompt_tokens
         self._arrival = arrival
+        self._span = span
         self._last: dict[int, float] = {}
         self._reason = "stop"
         self.generated = 0
@@ -78,6 +81,8 @@ class RequestFollower:
             metrics.queue_time.observe(times.first_scheduled - times.arrival)
             metrics.prefill_time.observe(times.first_token - times.first_scheduled)
             metrics.decode_time.observe(max(0.0, times.finished - times.first_token))
+        if self._span is not None:
+            self._span.end(reason, self.generated, times)
         if self._service.options.enable_log_requests:
             logger.info(
                 "request %s: %s, %d prompt tokens (%d cached), %d generated, %.3f s",

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from octavo.config import EngineOptions, ServerOptions
 from octavo.errors import ModelNotFoundError, NotReadyError, QueueFullError
 from octavo.metrics import EngineFigures, Metrics
+from octavo.server.tracing import Tracing
 
 if TYPE_CHECKING:
     from octavo.frontend.client import EngineClient
@@ -22,17 +23,19 @@ class Service:
     Args:
         client: the engine's client; started by the app's lifespan.
         engine: the engine's options. server: the server's.
+        tracing: makes spans; None where none are asked for.
 
     Attributes:
         in_flight: requests for tokens that have not ended, those in line included.
         started: when this was made, in seconds since the epoch.
     """
 
-    def __init__(self, client: EngineClient, engine: EngineOptions, server: ServerOptions) -> None:
+    def __init__(self, client: EngineClient, engine: EngineOptions, server: ServerOptions, tracing: Tracing | None = None) -> None:
         self.client = client
         self.engine = engine
         self.options = server
         self.metrics = Metrics()
+        self.tracing = tracing
         self.in_flight = 0
         self.started = int(time.time())
         self._in_line = 0

@@ -68,6 +68,8 @@ def test_engine_flags_reach_their_group(words, group, name, value):
         ("--host 0.0.0.0", "host", "0.0.0.0"),
         ("--port 0", "port", 0),
         ("--api-key k1 k2", "api_key", ["k1", "k2"]),
+        ("--api-key k1 --api-key k2 k3", "api_key", ["k1", "k2", "k3"]),
+        ("--served-model-name a --served-model-name b", "served_model_name", ["a", "b"]),
         ("--max-logprobs -1", "max_logprobs", -1),
         ("--max-body-bytes 1M", "max_body_bytes", 2**20),
         ("--shutdown-timeout 1.5", "shutdown_timeout", 1.5),

@@ -1,0 +1,1 @@
+"""vLLM's engine, by the names that programs import."""

@@ -1,0 +1,1 @@
+"""vLLM's entry points, by the names that commands use."""
