@@ -14,7 +14,6 @@ from octavo.server.generation import Generation, Job, Piece
 from octavo.server.logprobs import chat_logprobs, prompt_logprobs_by_id
 from octavo.server.protocol import ChatCompletionRequest
 from octavo.server.responses import (
-    CalledFunction,
     ChatChoice,
     ChatChunkChoice,
     ChatCompletionChunk,
@@ -24,6 +23,7 @@ from octavo.server.responses import (
     ChatMessage,
     ToolCall,
     ToolCallDelta,
+    ToolCallFunction,
 )
 from octavo.server.sampling import sampling_params
 from octavo.server.stream import usage_of
@@ -110,7 +110,7 @@ class ChatDialect:
         if part.reasoning:
             message.reasoning_content = part.reasoning
         if part.calls:
-            message.tool_calls = [ToolCall(call.id or "", CalledFunction(call.name or "", call.arguments)) for call in part.calls]
+            message.tool_calls = [ToolCall(call.id or "", ToolCallFunction(call.name or "", call.arguments)) for call in part.calls]
         reason = self._finish_reason(made.finish_reason, reader)
         choice = ChatChoice(made.index, message, self._logprobs(made), reason, made.stop_reason)
         if self._body.return_token_ids:
@@ -156,7 +156,7 @@ class ChatDialect:
 
 
 def _call_delta(call: CallPart) -> ToolCallDelta:
-    delta = ToolCallDelta(call.index, CalledFunction(arguments=call.arguments))
+    delta = ToolCallDelta(call.index, ToolCallFunction(arguments=call.arguments))
     if call.id is not None and call.name is not None:
         delta.id, delta.type, delta.function.name = call.id, "function", call.name
     return delta

@@ -72,6 +72,8 @@ def install(app: FastAPI) -> None:
 def _schemas() -> dict[str, Any]:
     _, definitions = models_json_schema([(model, "validation") for model in _REQUESTS], ref_template=_REF + "{model}")
     _, components = msgspec.json.schema_components(list(_responses.values()), ref_template=_REF + "{name}")
+    if twice := definitions["$defs"].keys() & components.keys():
+        raise ValueError(f"bodies and answers must have different names in the document: {sorted(twice)}")
     return {**definitions["$defs"], **components}
 
 

@@ -97,7 +97,7 @@ class ChatLogprobs(msgspec.Struct):
     content: list[TokenLogprob]
 
 
-class CalledFunction(msgspec.Struct):
+class ToolCallFunction(msgspec.Struct):
     """What a call calls; in a stream, what is new of it. ``arguments`` is JSON text."""
 
     name: str | UnsetType = UNSET
@@ -108,7 +108,7 @@ class ToolCall(msgspec.Struct):
     """One call of a tool."""
 
     id: str
-    function: CalledFunction
+    function: ToolCallFunction
     type: str = "function"
 
 
@@ -116,7 +116,7 @@ class ToolCallDelta(msgspec.Struct):
     """What is new of one call: its id, type and name at its beginning, then its arguments piece by piece."""
 
     index: int
-    function: CalledFunction
+    function: ToolCallFunction
     id: str | UnsetType = UNSET
     type: str | UnsetType = UNSET
 
