@@ -35,6 +35,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
         logprobs: log probabilities of that many most likely tokens (0: of the sampled one only) at each position; -1: all.
         prompt_logprobs: the same for the prompt's tokens.
         detokenize: whether text is wanted at all. skip_special_tokens, spaces_between_special_tokens: how it is made.
+        shown_special_tokens: special tokens that are in the text although the others are skipped, such as those that mark calls.
         include_stop_str_in_output: keep the stop string at the text's end.
         logit_bias: token id -> value added to its logit, clamped to [-100, 100].
         allowed_token_ids: the only ids that may be generated.
@@ -66,6 +67,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     detokenize: bool = True
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
+    shown_special_tokens: list[str] = []
     include_stop_str_in_output: bool = False
     logit_bias: dict[int, float] = {}
     allowed_token_ids: list[int] | None = None
@@ -75,6 +77,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     def __post_init__(self) -> None:
         self.stop = [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
         self.stop_token_ids = list(self.stop_token_ids or [])
+        self.shown_special_tokens = list(self.shown_special_tokens or [])
         self.bad_words = [self.bad_words] if isinstance(self.bad_words, str) else list(self.bad_words or [])
         self.logit_bias = dict(self.logit_bias or {})
         self._check_numbers()

@@ -12,6 +12,7 @@ from octavo.batch import Batch, SampledToken, StepResult
 from octavo.config import engine_options
 from octavo.engine.core import EngineCore
 from octavo.engine.messages import AbortSequences, AddRequest, Call, SequenceUpdate
+from octavo.errors import InvalidRequestError
 from octavo.executor.base import Executor
 from octavo.models.hub import ModelFiles
 from octavo.sampling_params import SamplingParams
@@ -137,3 +138,65 @@ def test_statistics_follow_the_steps(core: EngineCore) -> None:
     assert first.stats.kv_usage > 0
     run(core)
     assert core.stats.num_running == 0 and core.stats.kv_usage == 0
+
+
+# ---- forms -----------------------------------------------------------------------------------------------------------
+
+
+def executor_of(core: EngineCore) -> CountingExecutor:
+    executor = core._executor
+    assert isinstance(executor, CountingExecutor)
+    return executor
+
+
+def form(core: EngineCore, request_id: str, regex: str, **params: Any) -> Future[Any]:
+    """Add a request with this form; returns what the worker compiles it to."""
+    made = StructuredOutputs(regex=regex)
+    add(core, request_id, [1] * 4, structured_outputs=made, **params)
+    return executor_of(core).compiled[made.key]
+
+
+def test_the_vocabulary_goes_to_the_workers(core: EngineCore) -> None:
+    vocabulary = Vocabulary([b"a"], [], [EOS])
+    core.handle(vocabulary)
+    assert executor_of(core).vocabulary is vocabulary
+
+
+def test_requests_run_while_a_form_is_compiled_and_its_own_after(core: EngineCore) -> None:
+    compiled = form(core, "held", "a", max_tokens=2)
+    add(core, "free", [1] * 4, max_tokens=2)
+    updates = [update for _ in range(2) for update in (core.step() or pytest.fail("nothing to do")).updates]
+    assert {update.request_id for update in updates} == {"free"}
+    assert core.has_work()
+    waiting = core.step()
+    assert waiting is not None and not waiting.updates and waiting.stats.num_waiting == 1
+    compiled.set_result(None)
+    assert [update.request_id for update in run(core)] == ["held", "held"]
+
+
+def test_a_form_that_does_not_compile_ends_its_request(core: EngineCore) -> None:
+    form(core, "a", "a").set_exception(InvalidRequestError("The regular expression cannot be used."))
+    (update,) = run(core)
+    assert (update.finish_reason, update.stop_reason) == ("error", "The regular expression cannot be used.")
+
+
+def test_a_request_can_be_given_up_while_its_form_is_compiled(core: EngineCore) -> None:
+    compiled = form(core, "a", "a")
+    core.handle(AbortSequences("a"))
+    compiled.set_result(None)
+    assert run(core) == [] and not core.has_work()
+
+
+def test_a_complete_form_ends_its_sequence_and_a_failed_one_says_why(core: EngineCore, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = CountingExecutor.execute
+
+    def execute(self: CountingExecutor, batch: Batch) -> StepResult:  # sequence 1 is complete, 2 has failed
+        sampled = [entry for entry in plain(self, batch).sampled if entry.seq_id != 2]
+        return StepResult(sampled, failed=[2], reasons={2: "it is too complex"}, complete=[1])
+
+    monkeypatch.setattr(CountingExecutor, "execute", execute)
+    add(core, "run", [1] * 4, max_tokens=1)
+    form(core, "end", "a", max_tokens=9, min_tokens=5).set_result(None)
+    form(core, "fail", "b", max_tokens=9).set_result(None)
+    ends = {update.request_id: (update.finish_reason, update.stop_reason, len(update.token_ids)) for update in run(core)}
+    assert ends == {"end": ("stop", None, 1), "fail": ("error", "it is too complex", 0), "run": ("length", None, 1)}

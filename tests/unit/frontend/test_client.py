@@ -15,7 +15,7 @@ from byte_model import byte_model
 from fake_engine import FakeCore, FakeProcess, FakeSpawner, ready
 
 from octavo.config import engine_options
-from octavo.engine.messages import AbortSequences, Call, CallResult, Failed, Loading, SequenceUpdate, Shutdown
+from octavo.engine.messages import AbortSequences, AddRequest, Call, CallResult, Failed, Loading, SequenceUpdate, Shutdown
 from octavo.errors import (
     ConfigError,
     EngineDeadError,
@@ -29,6 +29,8 @@ from octavo.frontend import client as module
 from octavo.frontend.client import EngineClient, RequestStream
 from octavo.frontend.outputs import RequestDelta
 from octavo.sampling_params import SamplingParams
+from octavo.structured_outputs import StructuredOutputs
+from octavo.vocabulary import Vocabulary
 
 PARAMS = SamplingParams(max_tokens=8)
 
@@ -450,6 +452,16 @@ async def test_a_death_fails_what_runs_after_its_last_news_and_the_engine_comes_
     new = spawner.processes[1]
     new.step(token(new.adds[0].request_id, "b", finish_reason="length"))
     assert (await read_all(again))[0].finished
+
+
+async def test_a_new_engine_learns_the_vocabulary_again(client: EngineClient, spawner: FakeSpawner) -> None:
+    held = SamplingParams(max_tokens=8, structured_outputs=StructuredOutputs(regex="a"))
+    streams = [await client.submit("hi", held) for _ in range(2)]
+    spawner.processes[0].die()
+    await until(lambda: len(spawner.processes) == 2 and client.phase == "ready")
+    streams += [await client.submit("hi", params) for params in (PARAMS, held)]
+    kinds = [[type(message) for message in process.sent] for process in spawner.processes]
+    assert kinds == [[Vocabulary, AddRequest, AddRequest], [AddRequest, Vocabulary, AddRequest]]
 
 
 async def test_a_step_that_raised_is_told_in_its_own_words(client: EngineClient, spawner: FakeSpawner) -> None:

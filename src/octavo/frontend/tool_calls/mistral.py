@@ -5,7 +5,7 @@ from __future__ import annotations
 from octavo.frontend.tool_calls.call_object import CallSink, NotACallError, Reader, read_arguments, skip_space
 from octavo.frontend.tool_calls.parser import ToolCallParser, read_list
 
-OPEN, ARGUMENTS = "[TOOL_CALLS]", "[ARGS]"
+OPEN, CALL_ID, ARGUMENTS = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
 
 
 class MistralParser(ToolCallParser):
