@@ -21,6 +21,7 @@ from octavo.frontend.request_stream import DeltaChannel, RequestStream
 from octavo.frontend.tool_calls.formats import find_tool_format
 from octavo.sampling_params import SamplingParams
 from octavo.server.app import build_app
+from octavo.server.http_server import configure
 
 BOS = 1
 CONTEXT = 1000
@@ -234,9 +235,9 @@ class QuietServer(uvicorn.Server):
 @contextlib.asynccontextmanager
 async def running(client: FakeClient, **options: Any) -> AsyncIterator[str]:
     """Serve on a free port; yields the base URL."""
-    root_path = options.get("root_path", "")
-    app = build_app(client, client.options, ServerOptions(**options))  # type: ignore[arg-type]
-    config = uvicorn.Config(app, port=0, log_config=None, lifespan="on", root_path=root_path, timeout_graceful_shutdown=5)
+    server_options = ServerOptions(**options)
+    config = configure(build_app(client, client.options, server_options), server_options)  # type: ignore[arg-type]
+    config.port = 0
     server = QuietServer(config)
     task = asyncio.create_task(server.serve())
     while not server.started:

@@ -25,8 +25,10 @@ from octavo.frontend.outputs import CompletionOutput, Logprob, RequestOutput
 from octavo.sampling_params import MAX_BIAS_ENTRIES, MAX_N, MAX_STOP_STRINGS, SamplingParams
 from octavo.server.app import build_app
 from octavo.server.auth import OPEN_PATHS
+from octavo.server.connection import MAX_HEAD_BYTES, MAX_HEADERS, BoundedHttpProtocol
 from octavo.server.errors import AuthenticationError, BodyTooLargeError, ContentTypeError, describe
 from octavo.server.generation import MAX_PROMPTS
+from octavo.server.http_server import KEEP_ALIVE_SECONDS
 from octavo.server.refused_fields import LABELS, MESSAGE_NOT_YET, NOT_YET
 from octavo.structured_outputs import MAX_CHOICES, MAX_CONSTRAINT_BYTES, MAX_REGEX_BYTES
 
@@ -278,6 +280,11 @@ def test_table_of_limits_has_the_numbers_of_the_code() -> None:
     text = section("Limits and keys")
     for row in (
         f"| body | {ServerOptions().max_body_bytes // 2**20} MiB (",
+        f"| request line and headers | {MAX_HEAD_BYTES // 2**10} KiB and {MAX_HEADERS} headers;",
+        f"| time for a request's head | {BoundedHttpProtocol.head_seconds:g} s;",
+        f"| pause in a request's body | {BoundedHttpProtocol.body_seconds:g} s;",
+        f"| time without reading while an answer waits | {BoundedHttpProtocol.write_seconds:g} s;",
+        f"| idle connection | {KEEP_ALIVE_SECONDS} s ",
         f"| prompts in one completions request | {MAX_PROMPTS} |",
         f"| `n` and `best_of` | {MAX_N} |",
         f"| `stop` strings, `bad_words` | {MAX_STOP_STRINGS} each |",

@@ -10,12 +10,14 @@ import ssl
 from collections.abc import Callable, Iterator
 
 import uvicorn
+from fastapi import FastAPI
 
 from octavo.config import EngineOptions, ServerOptions
 from octavo.errors import ConfigError, OctavoError
 from octavo.frontend.client import EngineClient
 from octavo.log import get_logger
 from octavo.server.app import build_app
+from octavo.server.connection import BoundedHttpProtocol
 
 logger = get_logger(__name__)
 
@@ -74,6 +76,24 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
 
+def configure(app: FastAPI, server: ServerOptions) -> uvicorn.Config:
+    """How uvicorn serves the app."""
+    return uvicorn.Config(
+        app,
+        http=BoundedHttpProtocol,
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        ws="none",
+        server_header=False,
+        root_path=server.root_path,
+        ssl_keyfile=server.ssl_keyfile,
+        ssl_certfile=server.ssl_certfile,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=LAST_WRITES_SECONDS,
+    )
+
+
 def run(listener: socket.socket, engine: EngineOptions, server: ServerOptions, on_ready: Callable[[str], None]) -> int:
     """Serve until a signal or the engine's failure.
 
@@ -89,20 +109,7 @@ def run(listener: socket.socket, engine: EngineOptions, server: ServerOptions, o
         ConfigError: the TLS files cannot be used, or traces not made.
     """
     client = EngineClient(engine)
-    config = uvicorn.Config(
-        build_app(client, engine, server),
-        log_config=None,
-        access_log=False,
-        lifespan="on",
-        ws="none",
-        server_header=False,
-        root_path=server.root_path,
-        ssl_keyfile=server.ssl_keyfile,
-        ssl_certfile=server.ssl_certfile,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=LAST_WRITES_SECONDS,
-        h11_max_incomplete_event_size=2**16,
-    )
+    config = configure(build_app(client, engine, server), server)
     try:
         config.load()
     except (ssl.SSLError, OSError) as error:
