@@ -6,11 +6,13 @@ All of it runs on one event loop; the only threads are those that read files and
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import itertools
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from octavo.config import EngineOptions
@@ -92,6 +94,7 @@ class EngineClient:
         self._nothing_live = asyncio.Event()
         self._nothing_live.set()
         self._live: dict[str, _LiveRequest] = {}
+        self._num_held = 0
         self._names: set[str] = set()
         self._in_line: set[str] = set()
         self._calls: dict[int, asyncio.Future[CallResult]] = {}
@@ -163,6 +166,7 @@ class EngineClient:
         priority: int = 0,
         cache_salt: str = "",
         add_special_tokens: bool = True,
+        admitted: bool = False,
     ) -> RequestStream:
         """Hand a request to the engine; while the model first loads, wait in line for it.
 
@@ -172,31 +176,44 @@ class EngineClient:
             request_id: unique among live requests; drawn when omitted.
             priority, cache_salt: see ``Ask``.
             add_special_tokens: see ``InputProcessor.process``.
+            admitted: this goes on with work that was let in before (``holding``): a full queue or a drain does not turn it away.
 
         Raises:
             InvalidRequestError: the request cannot be served as asked.
             QueueFullError: too many requests wait already.
             NotReadyError: the engine is restarting, draining or failed.
         """
-        self._check_open()
+        self._check_open(admitted)
         name = request_id if request_id is not None else f"req-{uuid.uuid4().hex}"
         check_text("request_id", name, MAX_ID_CHARS)
         if name in self._names:
             raise InvalidRequestError(f"request_id {name!r} is that of a request that still runs; use another.", "request_id")
-        self._check_room()
+        if not admitted:
+            self._check_room()
         self._names.add(name)
         self._in_line.add(name)
         try:
-            inputs = await self._when_loaded()
+            inputs = await self._when_loaded(admitted)
             ask = Ask(f"{name}#{next(self._counter)}", prompt, params, priority, cache_salt)
             process = functools.partial(inputs.process, [ask], add_special_tokens=add_special_tokens)
             long = isinstance(prompt, str) and len(prompt) >= LONG_TEXT_CHARS
             (request,) = await asyncio.to_thread(process) if long else process()
-            self._check_open()  # the engine may have died meanwhile
+            self._check_open(admitted)  # the engine may have died meanwhile
             return self._send(name, request)
         except BaseException:
             self._forget_name(name)
             raise
+
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[None]:
+        """Work of several requests, one after the other: a drain waits for it even while none of them runs."""
+        self._num_held += 1
+        self._nothing_live.clear()
+        try:
+            yield
+        finally:
+            self._num_held -= 1
+            self._note_nothing_live()
 
     async def reset_prefix_cache(self) -> bool:
         """Forget all shared pages.
@@ -222,7 +239,9 @@ class EngineClient:
             raise OctavoError(result.error)
         return bool(result.value)
 
-    def _check_open(self) -> None:
+    def _check_open(self, admitted: bool) -> None:
+        if admitted and self.phase == "draining" and self._process is not None:
+            return
         if self.phase != "ready" and self.phase not in FIRST_LOAD_PHASES:
             raise self._not_ready()
 
@@ -244,10 +263,10 @@ class EngineClient:
         if len(self._in_line) >= scheduler.max_num_queued_reqs + max(0, seats - running):
             raise QueueFullError(f"{len(self._in_line)} requests wait already (--max-num-queued-reqs); try again later.")
 
-    async def _when_loaded(self) -> InputProcessor:
+    async def _when_loaded(self, admitted: bool) -> InputProcessor:
         while self.phase in FIRST_LOAD_PHASES:
             await self._phase_changed.wait()
-        self._check_open()
+        self._check_open(admitted)
         assert self._inputs is not None
         return self._inputs
 
@@ -272,7 +291,10 @@ class EngineClient:
     def _forget(self, live: _LiveRequest) -> None:
         self._live.pop(live.wire_id, None)
         self._forget_name(live.request_id)
-        if not self._live:
+        self._note_nothing_live()
+
+    def _note_nothing_live(self) -> None:
+        if not self._live and not self._num_held:
             self._nothing_live.set()
 
     def _forget_name(self, name: str) -> None:

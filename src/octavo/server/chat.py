@@ -20,7 +20,7 @@ from octavo.server.responses import (
     ChatLogprobs,
     ChatMessage,
 )
-from octavo.server.sampling import sampling_params
+from octavo.server.sampling import beam_length_penalty, sampling_params
 from octavo.server.stream import usage_of
 from octavo.server.stream_options import StreamUsage
 
@@ -47,14 +47,16 @@ class ChatDialect:
         self._token_bytes = model.tokenizer.token_bytes
         self._usage = StreamUsage(body)
         self._top = body.top_logprobs or 0
+        params = _params(body, model, max_logprobs)
         self.job = Job(
             f"chatcmpl-{body.request_id or request_id}",
             [prompt],
-            _params(body, model, max_logprobs),
+            params,
             caps_default=body.max_tokens is None and body.max_completion_tokens is None,
             add_special_tokens=bool(body.add_special_tokens),
             priority=body.priority or 0,
             cache_salt=body.cache_salt or "",
+            length_penalty=beam_length_penalty(body, params),
         )
         self._begun: set[int] = set()
 

@@ -14,7 +14,7 @@ from octavo.server.generation import Generation, Job, Piece
 from octavo.server.logprobs import LegacyLogprobs, prompt_logprobs_by_id
 from octavo.server.protocol import CompletionRequest, Prompts
 from octavo.server.responses import CompletionChoice, CompletionLogprobs, CompletionResponse
-from octavo.server.sampling import sampling_params
+from octavo.server.sampling import beam_length_penalty, sampling_params
 from octavo.server.stream import usage_of
 from octavo.server.stream_options import StreamUsage
 
@@ -54,6 +54,7 @@ class CompletionDialect:
             add_special_tokens=body.add_special_tokens is not False,
             priority=body.priority or 0,
             cache_salt=body.cache_salt or "",
+            length_penalty=beam_length_penalty(body, params),
         )
         self._legacy: dict[int, LegacyLogprobs] = {}
         self._prompt_logprobs: dict[int, list[PositionLogprobs | None]] = {}

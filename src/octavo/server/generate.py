@@ -12,7 +12,7 @@ from octavo.server.generation import Generation, Job, Piece
 from octavo.server.logprobs import logprobs_by_id, prompt_logprobs_by_id
 from octavo.server.protocol import GenerateRequest
 from octavo.server.responses import GenerateChunk, GenerateResponse, IdLogprobs
-from octavo.server.sampling import sampling_params
+from octavo.server.sampling import beam_length_penalty, sampling_params
 from octavo.server.stream import usage_of
 from octavo.server.stream_options import StreamUsage
 
@@ -64,6 +64,7 @@ class GenerateDialect:
             add_special_tokens=verbatim,
             priority=body.priority or 0,
             cache_salt=body.cache_salt or "",
+            length_penalty=beam_length_penalty(body, params),
         )
 
     def chunks(self, piece: Piece, generation: Generation) -> Iterator[GenerateChunk]:

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from octavo.errors import EngineDeadError, InvalidRequestError, NotReadyError
+from octavo.frontend.beam_stream import submit_beams
 from octavo.frontend.outputs import PositionLogprobs, RequestDelta, RequestOutput, SequenceDelta
 from octavo.log import get_logger
 from octavo.sampling_params import SamplingParams
@@ -40,6 +41,7 @@ class Job:
         caps_default: whether ``params.max_tokens`` is a default, which then yields to what the context leaves; a number that the
             client asked for and the context cannot hold is refused.
         add_special_tokens: whether tokenising a text adds the model's special tokens.
+        length_penalty: of a beam search ``params.n`` wide; None is no beam search.
     """
 
     request_id: str
@@ -49,6 +51,7 @@ class Job:
     add_special_tokens: bool
     priority: int
     cache_salt: str
+    length_penalty: float | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
 
@@ -119,9 +122,14 @@ class Generation:
 
     async def _submit(self, prompt: str | list[int], engine_id: str) -> RequestStream:
         job = self.job
+        client = self._service.client
+        if job.length_penalty is None:
+            begin: Callable[..., Awaitable[RequestStream]] = client.submit
+        else:
+            begin = functools.partial(submit_beams, client, length_penalty=job.length_penalty)
         submit = functools.partial(
-            self._service.client.submit,
-            prompt,
+            begin,
+            prompt=prompt,
             request_id=engine_id,
             priority=job.priority,
             cache_salt=job.cache_salt,

@@ -59,6 +59,9 @@ class SamplingFields(Body):
     allowed_token_ids: list[int] | None = Field(default=None, description="The only token ids that may be generated.")
     truncate_prompt_tokens: int | None = Field(default=None, description="Keep only the prompt's last tokens; -1: what fits.")
 
+    use_beam_search: bool | None = Field(default=None, description="Return the n likeliest answers rather than draw any.")
+    length_penalty: float | None = Field(default=None, description="Of a beam search: above 1 favours long answers (1).")
+
     stream: bool | None = Field(default=None, description="Send the answer while it is made.")
     stream_options: StreamOptions | None = None
     priority: int | None = Field(default=None, description="Smaller runs earlier, under --scheduling-policy priority.")
