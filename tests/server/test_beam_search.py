@@ -195,6 +195,13 @@ async def test_the_default_of_max_tokens_yields_to_the_context(url: str) -> None
     assert answer["usage"]["completion_tokens"] == 3 * 2
 
 
+async def test_a_search_explains_itself_as_one_request(url: str) -> None:
+    found = (await post(url, "/v1/completions", COMPLETION | {"ignore_eos": True, "explain": True})).json()["explain"]
+    assert (found["queue_ms"], found["prefill_ms"]) == (250, 250)
+    assert (found["cached_tokens"], found["preemptions"]) == (1, 1 + 5 * 3)  # the table's engine tells of one for each small request
+    assert found["decode_ms"] > 0
+
+
 # ---- an engine the test speaks for -----------------------------------------------------------------------------------
 
 

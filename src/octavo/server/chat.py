@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from octavo.errors import InvalidRequestError
 from octavo.frontend.outputs import CompletionOutput, RequestOutput, SequenceDelta
 from octavo.sampling_params import SamplingParams
+from octavo.server.explain import explain_of
 from octavo.server.generation import Generation, Job, Piece
 from octavo.server.logprobs import chat_logprobs, prompt_logprobs_by_id
 from octavo.server.protocol import ChatCompletionRequest
@@ -75,15 +76,18 @@ class ChatDialect:
             yield chunk
 
     def closing(self, generation: Generation) -> Iterator[ChatCompletionChunk]:
-        """The usage, where it was asked for."""
-        if self._usage.at_end:
-            yield self._chunk([], generation, usage=True)
+        """The usage and the explanation, where they were asked for."""
+        if self._usage.at_end or self._body.explain:
+            chunk = self._chunk([], generation, usage=self._usage.at_end)
+            chunk.explain = explain_of(self._body, generation)
+            yield chunk
 
     def result(self, outputs: list[RequestOutput], generation: Generation) -> ChatCompletionResponse:
         """All answers at once."""
         output = outputs[0]
         choices = [self._whole_choice(made) for made in output.outputs]
         made = ChatCompletionResponse(self.job.request_id, self.job.created, self._name, choices, usage_of(generation))
+        made.explain = explain_of(self._body, generation)
         if self._body.prompt_logprobs is not None:
             made.prompt_logprobs = prompt_logprobs_by_id(output.prompt_logprobs or [], self._body.prompt_logprobs)
         if self._body.return_token_ids:

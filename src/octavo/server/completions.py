@@ -10,6 +10,7 @@ from msgspec import UNSET
 from octavo.errors import InvalidRequestError
 from octavo.frontend.outputs import CompletionOutput, PositionLogprobs, RequestOutput, SequenceDelta
 from octavo.sampling_params import SamplingParams
+from octavo.server.explain import explain_of
 from octavo.server.generation import Generation, Job, Piece
 from octavo.server.logprobs import LegacyLogprobs, prompt_logprobs_by_id
 from octavo.server.protocol import CompletionRequest, Prompts
@@ -69,9 +70,11 @@ class CompletionDialect:
                 yield self._response([choice], generation, usage=self._usage.in_chunks)
 
     def closing(self, generation: Generation) -> Iterator[CompletionResponse]:
-        """The usage, where it was asked for."""
-        if self._usage.at_end:
-            yield self._response([], generation, usage=True)
+        """The usage and the explanation, where they were asked for."""
+        if self._usage.at_end or self._body.explain:
+            chunk = self._response([], generation, usage=self._usage.at_end)
+            chunk.explain = explain_of(self._body, generation)
+            yield chunk
 
     def result(self, outputs: list[RequestOutput], generation: Generation) -> CompletionResponse:
         """All choices at once."""
@@ -80,7 +83,9 @@ class CompletionDialect:
             if output.prompt_logprobs is not None:
                 self._prompt_logprobs[prompt] = output.prompt_logprobs
             choices.extend(self._choice(prompt, made, generation) for made in output.outputs)
-        return self._response(choices, generation, usage=True)
+        made = self._response(choices, generation, usage=True)
+        made.explain = explain_of(self._body, generation)
+        return made
 
     def _params(self, max_logprobs: int) -> SamplingParams:
         body = self._body

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from msgspec import UNSET
 
 from octavo.frontend.outputs import CompletionOutput, PositionLogprobs, RequestOutput, SequenceDelta
+from octavo.server.explain import explain_of
 from octavo.server.generation import Generation, Job, Piece
 from octavo.server.logprobs import logprobs_by_id, prompt_logprobs_by_id
 from octavo.server.protocol import GenerateRequest
@@ -93,12 +94,13 @@ class GenerateDialect:
         """The last line: the usage, and why each text ended."""
         options = self._body.stream_options
         usage = usage_of(generation, details=False) if options is None or options.include_usage is not False else UNSET
-        yield GenerateChunk([""] * self._n, self._name, usage, self._finish_reasons)
+        yield GenerateChunk([""] * self._n, self._name, usage, self._finish_reasons, explain=explain_of(self._body, generation))
 
     def result(self, outputs: list[RequestOutput], generation: Generation) -> GenerateResponse:
         """All texts at once."""
         body, output = self._body, outputs[0]
         made = GenerateResponse([sequence.text for sequence in output.outputs], usage_of(generation, details=False), self._name)
+        made.explain = explain_of(body, generation)
         if body.logprobs is not None:
             made.logprobs = [self._logprobs(sequence) for sequence in output.outputs]
         if body.prompt_logprobs is not None:

@@ -18,6 +18,7 @@ from octavo.frontend.beam_stream import submit_beams
 from octavo.frontend.outputs import PositionLogprobs, RequestDelta, RequestOutput, SequenceDelta
 from octavo.log import get_logger
 from octavo.sampling_params import SamplingParams
+from octavo.server.request_log import log_end
 from octavo.server.request_metrics import RequestFollower
 from octavo.server.service import Service
 
@@ -73,15 +74,20 @@ class Piece:
 class Generation:
     """A job under way. ``async with`` it: whatever has not ended at the exit is aborted at once.
 
+    Args:
+        route: the path that the request came by, for the log.
+
     Attributes:
+        streams, followers: one a prompt.
         prompt_tokens, completion_tokens, cached_tokens: the usage so far, over all prompts.
     """
 
-    def __init__(self, service: Service, job: Job) -> None:
+    def __init__(self, service: Service, job: Job, route: str = "") -> None:
         self.job = job
+        self._route = route
         self.streams: list[RequestStream] = []
         self._service = service
-        self._followers: list[RequestFollower] = []
+        self.followers: list[RequestFollower] = []
         self._open = False
 
     @property
@@ -90,11 +96,11 @@ class Generation:
 
     @property
     def completion_tokens(self) -> int:
-        return sum(follower.generated for follower in self._followers)
+        return sum(follower.generated for follower in self.followers)
 
     @property
     def cached_tokens(self) -> int:
-        return sum(follower.cached for follower in self._followers)
+        return sum(follower.cached for follower in self.followers)
 
     async def start(self) -> None:
         """Submit every prompt; returns once all are accepted.
@@ -115,7 +121,7 @@ class Generation:
                 arrival = time.monotonic()
                 stream = await self._submit(prompt, engine_id)
                 self.streams.append(stream)
-                self._followers.append(RequestFollower(self._service, engine_id, len(stream.prompt_token_ids), arrival))
+                self.followers.append(RequestFollower(self._service, engine_id, len(stream.prompt_token_ids), arrival))
         except BaseException:
             self.close()
             raise
@@ -150,10 +156,11 @@ class Generation:
 
     def close(self, reason: str = "abort") -> None:
         """Abort what has not ended, and count it under ``reason``. Idempotent."""
-        for stream, follower in zip(self.streams, self._followers, strict=True):
+        for stream, follower in zip(self.streams, self.followers, strict=True):
             if not follower.ended:
                 stream.abort()
                 follower.end(reason, None)
+                self._log(follower)
         if self._open:
             self._open = False
             self._service.in_flight -= 1
@@ -170,12 +177,12 @@ class Generation:
                 yield self._take(0, delta)
                 if delta.finished:
                     break
-            if not self._followers[0].ended:
+            if not self.followers[0].ended:
                 raise self._cut_short()
             return
         async for index, delta in _merged(self.streams):
             yield self._take(index, delta)
-        if not all(follower.ended for follower in self._followers):
+        if not all(follower.ended for follower in self.followers):
             raise self._cut_short()
 
     async def collect(self) -> list[RequestOutput]:
@@ -190,7 +197,10 @@ class Generation:
         return [collector.output() for collector in collectors]
 
     def _take(self, index: int, delta: RequestDelta) -> Piece:
-        self._followers[index].take(delta)
+        follower = self.followers[index]
+        follower.take(delta)
+        if follower.ended:
+            self._log(follower)
         for sequence in delta.sequences:
             if sequence.finish_reason == "error":
                 if isinstance(sequence.stop_reason, str):  # the engine refused the request, and says why
@@ -199,6 +209,10 @@ class Generation:
             if sequence.finish_reason == "abort":
                 raise self._cut_short()
         return Piece(index, delta.sequences, delta.prompt_logprobs)
+
+    def _log(self, follower: RequestFollower) -> None:
+        if self._service.options.enable_log_requests:
+            log_end(self._route, next(iter(self._service.names), ""), self.job.params, self.job.length_penalty, follower)
 
     def _cut_short(self) -> NotReadyError:
         phase = self._service.client.phase

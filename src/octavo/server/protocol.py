@@ -67,6 +67,7 @@ class SamplingFields(Body):
     priority: int | None = Field(default=None, description="Smaller runs earlier, under --scheduling-policy priority.")
     request_id: str | None = Field(default=None, description="Part of the answer's id and of log lines.")
     cache_salt: str | None = Field(default=None, description="Requests share cached prompts only with the same salt.")
+    explain: bool | None = Field(default=None, description="Return where the request's time went.")
     return_token_ids: bool | None = Field(default=None, description="Return the token ids of prompt and answer too.")
 
 
