@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from octavo.frontend.outputs import CompletionOutput, RequestOutput
     from octavo.llm import LLM
     from octavo.sampling_params import SamplingParams
+    from octavo.structured_outputs import StructuredOutputs
 
 __version__ = "0.1.0"
 
@@ -21,11 +22,21 @@ _HOMES = {
     "AsyncLLM": "octavo.async_llm",
     "SamplingParams": "octavo.sampling_params",
     "BeamSearchParams": "octavo.frontend.beam_types",
+    "StructuredOutputs": "octavo.structured_outputs",
     "RequestOutput": "octavo.frontend.outputs",
     "CompletionOutput": "octavo.frontend.outputs",
 }
 
-__all__ = ["LLM", "AsyncLLM", "BeamSearchParams", "CompletionOutput", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = [
+    "LLM",
+    "AsyncLLM",
+    "BeamSearchParams",
+    "CompletionOutput",
+    "RequestOutput",
+    "SamplingParams",
+    "StructuredOutputs",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

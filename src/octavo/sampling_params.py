@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from octavo.errors import InvalidRequestError
+from octavo.structured_outputs import StructuredOutputs
 
 MAX_N = 128
 """Most sequences one request may ask for (``n`` and ``best_of``)."""
@@ -34,9 +35,11 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
         logprobs: log probabilities of that many most likely tokens (0: of the sampled one only) at each position; -1: all.
         prompt_logprobs: the same for the prompt's tokens.
         detokenize: whether text is wanted at all. skip_special_tokens, spaces_between_special_tokens: how it is made.
+        shown_special_tokens: special tokens that are in the text although the others are skipped, such as those that mark calls.
         include_stop_str_in_output: keep the stop string at the text's end.
         logit_bias: token id -> value added to its logit, clamped to [-100, 100].
         allowed_token_ids: the only ids that may be generated.
+        structured_outputs: the form that the output must have; None leaves it free.
         truncate_prompt_tokens: keep only that many last prompt tokens (-1: what the context allows); None never truncates.
 
     Raises:
@@ -64,14 +67,17 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     detokenize: bool = True
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
+    shown_special_tokens: list[str] = []
     include_stop_str_in_output: bool = False
     logit_bias: dict[int, float] = {}
     allowed_token_ids: list[int] | None = None
+    structured_outputs: StructuredOutputs | None = None
     truncate_prompt_tokens: int | None = None
 
     def __post_init__(self) -> None:
         self.stop = [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
         self.stop_token_ids = list(self.stop_token_ids or [])
+        self.shown_special_tokens = list(self.shown_special_tokens or [])
         self.bad_words = [self.bad_words] if isinstance(self.bad_words, str) else list(self.bad_words or [])
         self.logit_bias = dict(self.logit_bias or {})
         self._check_numbers()
@@ -130,6 +136,9 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
                 raise InvalidRequestError(f"logit_bias keys must be token ids; got {token!r}.", "logit_bias")
             _number("logit_bias", bias, -math.inf, math.inf)
         self.logit_bias = {token: min(100.0, max(-100.0, float(bias))) for token, bias in self.logit_bias.items()}
+        if not isinstance(self.structured_outputs, StructuredOutputs | None):
+            kind = type(self.structured_outputs).__name__
+            raise InvalidRequestError(f"structured_outputs must be a StructuredOutputs; got {kind}.", "structured_outputs")
         if self.allowed_token_ids is not None:
             if not self.allowed_token_ids:
                 raise InvalidRequestError("allowed_token_ids must not be empty.", "allowed_token_ids")

@@ -16,7 +16,9 @@ from octavo.engine.messages import EngineStats, Ready, RequestTimes
 from octavo.errors import InvalidRequestError, NotReadyError, QueueFullError
 from octavo.frontend.chat_template import ChatTemplate
 from octavo.frontend.outputs import Logprob, PositionLogprobs, RequestDelta, SequenceDelta
+from octavo.frontend.reasoning import find_reasoning_tags
 from octavo.frontend.request_stream import DeltaChannel, RequestStream
+from octavo.frontend.tool_calls.formats import find_tool_format
 from octavo.sampling_params import SamplingParams
 from octavo.server.app import build_app
 
@@ -32,6 +34,11 @@ class CharTokenizer:
     """Each character is a token; 1 stands before every text."""
 
     vocab_size = 0x3000
+    special_ids = frozenset({BOS})
+    backend = SimpleNamespace(token_to_id=lambda text: None)
+
+    def has_token(self, text: str) -> bool:
+        return False
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [BOS] * add_special_tokens + [ord(character) for character in text]
@@ -82,13 +89,16 @@ class FakeClient:
     def model(self) -> Any:
         if not self.loaded.is_set():
             return None
-        config = SimpleNamespace(vocab_size=CharTokenizer.vocab_size)
+        config, tokenizer = SimpleNamespace(vocab_size=CharTokenizer.vocab_size), CharTokenizer()
+        source = self.template.source_for_tools if self.template is not None else ""
         return SimpleNamespace(
             name="fake-model",
             config=config,
-            tokenizer=CharTokenizer(),
+            tokenizer=tokenizer,
             max_model_len=CONTEXT,
             chat_template=self.template,
+            tool_format=find_tool_format(source, tokenizer.has_token),
+            reasoning=find_reasoning_tags(source, tokenizer.has_token),
             sampling_defaults=self.defaults,
         )
 

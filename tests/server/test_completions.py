@@ -41,7 +41,7 @@ async def test_every_sampling_field_reaches_the_engine(engine: Any, url: str) ->
 async def test_null_is_the_same_as_absent(engine: Any, url: str) -> None:
     async with httpx.AsyncClient() as http:
         answer = await http.post(
-            f"{url}/v1/completions", json={"prompt": "a", "temperature": None, "stop": None, "tools": None, "stream": None}
+            f"{url}/v1/completions", json={"prompt": "a", "temperature": None, "stop": None, "suffix": None, "stream": None}
         )
     assert answer.status_code == 200, answer.text
 

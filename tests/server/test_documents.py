@@ -321,7 +321,9 @@ async def test_example_has_the_shape_of_the_real_answer(engine: Any, serve: Any,
     body = re.search(r"-d '(.*)'", command, re.DOTALL)
     assert path is not None, command
     headers = dict(header.split(": ") for header in re.findall(r"-H '(.*?)'", command))
-    engine.reply = lambda prompt, index: "The capital of France is Paris."  # long enough for several chunks
+    call = '{"name": "get_weather", "arguments": {"city": "Paris"}}'
+    text = "The capital of France is Paris."  # long enough for several chunks
+    engine.reply = lambda prompt, index: call if '"tools"' in command else text
     async with serve(engine, served_model_name=["llama-2-7b-chat-hf"]) as url, httpx.AsyncClient() as http:
         if body is None:
             made = await http.get(url + path[1])

@@ -90,10 +90,10 @@ async def test_unknown_field_is_400_with_the_nearest_known_one(url: str) -> None
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("tools", [{"type": "function"}]), ("tool_choice", "auto"), ("response_format", {"type": "json_object"}),
+        ("response_format", {"type": "json_object"}),
         ("structured_outputs", {"json": {}}),
         ("guided_json", {}), ("guided_regex", "a"), ("guided_choice", ["a"]), ("guided_grammar", "a"),
-        ("suffix", "x"), ("documents", [{}]), ("reasoning_effort", "low"), ("store", True), ("store", 1),
+        ("suffix", "x"), ("store", True), ("store", 1),
         ("lora_request", {}), ("chat_template", "{{ 1 }}"),
     ],
 )  # fmt: skip

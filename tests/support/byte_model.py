@@ -10,6 +10,7 @@ from tokenizers import Tokenizer as Backend
 from octavo.frontend.served_model import ServedModel
 from octavo.frontend.tokenizer import Tokenizer
 from octavo.frontend.tokenizer_parts import TokenizerParts
+from octavo.frontend.tool_calls.formats import GENERIC
 from octavo.models.config import ModelConfig, RotaryConfig
 
 EOS = 256
@@ -60,6 +61,8 @@ def byte_model(max_model_len: int = 64, **changes: Any) -> ServedModel:
         "tokenizer": byte_tokenizer(),
         "max_model_len": max_model_len,
         "chat_template": None,
+        "tool_format": GENERIC,
+        "reasoning": None,
         "sampling_defaults": {},
         "longest_token_chars": 1,
     }

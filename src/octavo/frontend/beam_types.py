@@ -15,7 +15,7 @@ MAX_LENGTH_PENALTY = 100.0
 
 _HONOURED = frozenset({
     "n", "max_tokens", "temperature", "stop_token_ids", "ignore_eos", "include_stop_str_in_output", "logprobs", "prompt_logprobs",
-    "detokenize", "skip_special_tokens", "spaces_between_special_tokens", "truncate_prompt_tokens",
+    "detokenize", "shown_special_tokens", "skip_special_tokens", "spaces_between_special_tokens", "truncate_prompt_tokens",
 })  # fmt: skip
 """Sampling parameters that mean something to a beam search."""
 

@@ -42,6 +42,9 @@ class ChatTemplate:
         source: Jinja source; or sources by name, of which ``default`` is used, and ``tool_use`` where there are tools.
         special_tokens: special tokens by name (``bos_token``, ...), which templates see as variables.
 
+    Attributes:
+        source, source_for_tools: the Jinja sources in use, without tools and with them.
+
     Raises:
         ModelLoadError: a syntax error, or no ``default``.
     """
@@ -55,6 +58,7 @@ class ChatTemplate:
         self.source = sources["default"]
         self._default = _Compiled(self.source)
         self._for_tools = _Compiled(sources["tool_use"]) if "tool_use" in sources else self._default
+        self.source_for_tools = sources.get("tool_use", self.source)
         self._special_tokens = dict(special_tokens)
 
     def render(

@@ -24,17 +24,16 @@ class Detokenizer:
 
     Args:
         tokenizer: of the model.
-        params: ``skip_special_tokens`` and ``spaces_between_special_tokens`` are honoured.
+        params: ``skip_special_tokens``, ``shown_special_tokens`` and ``spaces_between_special_tokens`` are honoured.
         prompt_token_ids: what the output continues.
     """
 
-    __slots__ = ("_before", "_partial", "_prompt_partial", "_skips", "_spaces", "_strips", "_table", "_tokenizer")
+    __slots__ = ("_before", "_partial", "_prompt_partial", "_spaces", "_strips", "_table", "_tokenizer")
 
     def __init__(self, tokenizer: Tokenizer, params: SamplingParams, prompt_token_ids: Sequence[int]) -> None:
         self._tokenizer = tokenizer
-        self._skips = params.skip_special_tokens
         self._spaces = params.spaces_between_special_tokens
-        self._table = None if tokenizer.separator else tokenizer.byte_table(self._skips)
+        self._table = tokenizer.byte_table(params.skip_special_tokens, params.shown_special_tokens)
         self._strips = tokenizer.strips_space
         self._before: int | None = None  # the last token shown, which decides whether a separator follows
         self._partial = b""
@@ -43,7 +42,7 @@ class Detokenizer:
 
     def _take_prompt(self, prompt_token_ids: Sequence[int]) -> None:
         """Look at the end of the prompt only: what it leaves incomplete, and whether it has text at all."""
-        table = self._tokenizer.byte_table(self._skips)
+        table = self._table
         tail = b""
         for token in reversed(prompt_token_ids):
             shown = table[token]
@@ -65,10 +64,10 @@ class Detokenizer:
             The text they make certain; a character of which bytes are missing waits for them.
         """
         table = self._table
-        if table is not None:
+        if not self._tokenizer.separator:
             data = b"".join([table[token] for token in token_ids])
         else:
-            data, self._before = self._tokenizer.join(token_ids, self._before, self._skips, self._spaces)
+            data, self._before = self._tokenizer.join(token_ids, self._before, table, self._spaces)
         if not data:
             return ""
         if self._partial:

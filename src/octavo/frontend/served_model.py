@@ -9,7 +9,9 @@ from typing import Any
 from octavo.config import ModelOptions
 from octavo.errors import ConfigError, InvalidRequestError, ModelLoadError
 from octavo.frontend.chat_template import ChatTemplate, load_chat_template
+from octavo.frontend.reasoning import ReasoningTags, find_reasoning_tags
 from octavo.frontend.tokenizer import Tokenizer, load_tokenizer
+from octavo.frontend.tool_calls.formats import ToolFormat, find_tool_format
 from octavo.models.config import ModelConfig
 from octavo.models.hf_config import read_hf_generation_config
 from octavo.models.hub import ModelFiles
@@ -35,6 +37,8 @@ class ServedModel:
         name: what the model is called where the user gave no other name.
         max_model_len: most tokens of prompt and output together.
         chat_template: None for a model that is not tuned for chat.
+        tool_format: how the model writes calls of tools.
+        reasoning: what its reasoning stands between; None for a model that does not reason.
         sampling_defaults: values of ``SamplingParams`` fields for requests that leave them out.
         longest_token_chars: characters of the vocabulary's longest token.
     """
@@ -44,6 +48,8 @@ class ServedModel:
     tokenizer: Tokenizer
     max_model_len: int
     chat_template: ChatTemplate | None
+    tool_format: ToolFormat
+    reasoning: ReasoningTags | None
     sampling_defaults: dict[str, Any]
     longest_token_chars: int
 
@@ -57,12 +63,16 @@ def load_served_model(options: ModelOptions, files: ModelFiles) -> ServedModel:
     """
     config = read_model_config(files)
     tokenizer = load_tokenizer(files, options.tokenizer, options.revision)
+    template = load_chat_template(files, tokenizer, options.chat_template)
+    source = template.source_for_tools if template is not None else ""
     return ServedModel(
         name=files.name,
         config=config,
         tokenizer=tokenizer,
         max_model_len=options.max_model_len or config.max_position_embeddings,
-        chat_template=load_chat_template(files, tokenizer, options.chat_template),
+        chat_template=template,
+        tool_format=find_tool_format(source, tokenizer.has_token),
+        reasoning=find_reasoning_tags(source, tokenizer.has_token),
         sampling_defaults=read_sampling_defaults(options.generation_config, files),
         longest_token_chars=max(map(len, tokenizer.backend.get_vocab()), default=1),
     )

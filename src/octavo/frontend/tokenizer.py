@@ -97,6 +97,8 @@ class Tokenizer:
             False: _ByteTable(decoder, backend, self.vocab_size, frozenset()),
             True: _ByteTable(decoder, backend, self.vocab_size, self.special_ids),
         }
+        self._decoder = decoder
+        self._partly: dict[frozenset[int], _ByteTable] = {}
 
     @property
     def chat_template(self) -> str | None:
@@ -137,7 +139,7 @@ class Tokenizer:
             spaces_between_special_tokens: False puts nothing between neighbouring added tokens. It matters only for tokenizers
                 without a decoder, whose tokens are joined by spaces; no other has anything between tokens.
         """
-        data = self.join(token_ids, None, skip_special_tokens, spaces_between_special_tokens)[0]
+        data = self.join(token_ids, None, self._tables[skip_special_tokens], spaces_between_special_tokens)[0]
         text = data.decode("utf-8", "replace")
         return text.removeprefix(" ") if self.strips_space else text
 
@@ -149,22 +151,34 @@ class Tokenizer:
         """One token's text alone, special or not, with U+FFFD where it is part of a character."""
         return self._tables[False][token_id].decode("utf-8", "replace")
 
-    def byte_table(self, skip_special_tokens: bool) -> Mapping[int, bytes]:
-        """Bytes by token id; for special tokens none, if those are skipped. Takes any id."""
-        return self._tables[skip_special_tokens]
+    def byte_table(self, skip_special_tokens: bool, shown: Sequence[str] = ()) -> Mapping[int, bytes]:
+        """Bytes by token id; for special tokens none, if those are skipped. Takes any id.
 
-    def join(self, token_ids: Sequence[int], before: int | None, skip_special: bool, spaces: bool) -> tuple[bytes, int | None]:
+        Args:
+            shown: texts of special tokens that are not skipped with the others; texts that are none do not matter.
+        """
+        ids = frozenset(token for text in shown if (token := self.backend.token_to_id(text)) in self.special_ids)
+        if not skip_special_tokens or not ids:
+            return self._tables[skip_special_tokens]
+        if ids not in self._partly:
+            self._partly[ids] = _ByteTable(self._decoder, self.backend, self.vocab_size, self.special_ids - ids)
+        return self._partly[ids]
+
+    def has_token(self, text: str) -> bool:
+        """Whether a text is one token of the vocabulary."""
+        return self.backend.token_to_id(text) is not None
+
+    def join(self, token_ids: Sequence[int], before: int | None, table: Mapping[int, bytes], spaces: bool) -> tuple[bytes, int | None]:
         """Bytes of tokens in a row, with separators where the tokenizer has them.
 
         Args:
             token_ids: the tokens.
             before: the token shown last before them; None at the start of a text.
-            skip_special, spaces: as ``decode``'s.
+            table: see ``byte_table``. spaces: as ``decode``'s.
 
         Returns:
             The bytes, and the token shown last.
         """
-        table = self._tables[skip_special]
         if not self.separator:
             return b"".join([table[token] for token in token_ids]), before
         parts: list[bytes] = []

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 from octavo.errors import InvalidRequestError
 from octavo.frontend.outputs import CompletionOutput, RequestOutput, SequenceDelta
 from octavo.sampling_params import SamplingParams
+from octavo.server.chat_answer import AnswerPart, AnswerReader, CallPart, plan_answer
+from octavo.server.chat_form import answer_form
 from octavo.server.explain import explain_of
 from octavo.server.generation import Generation, Job, Piece
 from octavo.server.logprobs import chat_logprobs, prompt_logprobs_by_id
 from octavo.server.protocol import ChatCompletionRequest
 from octavo.server.responses import (
+    CalledFunction,
     ChatChoice,
     ChatChunkChoice,
     ChatCompletionChunk,
@@ -20,10 +23,13 @@ from octavo.server.responses import (
     ChatDelta,
     ChatLogprobs,
     ChatMessage,
+    ToolCall,
+    ToolCallDelta,
 )
 from octavo.server.sampling import beam_length_penalty, sampling_params
 from octavo.server.stream import usage_of
 from octavo.server.stream_options import StreamUsage
+from octavo.server.tool_fields import NamedTool, offered
 
 if TYPE_CHECKING:
     from octavo.frontend.served_model import ServedModel
@@ -48,7 +54,13 @@ class ChatDialect:
         self._token_bytes = model.tokenizer.token_bytes
         self._usage = StreamUsage(body)
         self._top = body.top_logprobs or 0
+        tools = offered(body)
+        several = body.parallel_tool_calls is not False
+        self._plan = plan_answer(model, prompt, frozenset(tool["function"]["name"] for tool in tools), several=several)
+        self._readers: dict[int, AnswerReader] = {}
         params = _params(body, model, max_logprobs)
+        params.shown_special_tokens = self._plan.marks
+        params.structured_outputs = answer_form(params.structured_outputs, tools, body.tool_choice, model, prompt, several=several)
         self.job = Job(
             f"chatcmpl-{body.request_id or request_id}",
             [prompt],
@@ -59,16 +71,16 @@ class ChatDialect:
             cache_salt=body.cache_salt or "",
             length_penalty=beam_length_penalty(body, params),
         )
-        self._begun: set[int] = set()
 
     def chunks(self, piece: Piece, generation: Generation) -> Iterator[ChatCompletionChunk]:
         """One chunk a choice that has something new to show; its first one names the role."""
         for delta in piece.sequences:
-            if delta.index not in self._begun:
-                self._begun.add(delta.index)
+            if delta.index not in self._readers:
+                self._readers[delta.index] = self._plan.reader()
                 yield self._chunk([ChatChunkChoice(delta.index, ChatDelta("assistant", ""))], generation, usage=self._usage.in_chunks)
-            choice = self._chunk_choice(delta)
-            if delta.text or choice.logprobs or delta.finish_reason or choice.token_ids:
+            part = self._read(self._readers[delta.index], delta.text, last=delta.finish_reason is not None)
+            choice = self._chunk_choice(delta, part)
+            if part or choice.logprobs or delta.finish_reason or choice.token_ids:
                 yield self._chunk([choice], generation, usage=self._usage.in_chunks)
         if piece.prompt_logprobs is not None and self._body.prompt_logprobs is not None:
             chunk = self._chunk([], generation, usage=self._usage.in_chunks)
@@ -95,20 +107,44 @@ class ChatDialect:
         return made
 
     def _whole_choice(self, made: CompletionOutput) -> ChatChoice:
-        choice = ChatChoice(made.index, ChatMessage(made.text), self._logprobs(made), made.finish_reason, made.stop_reason)
+        reader = self._plan.reader()
+        part = self._read(reader, made.text, last=True)
+        message = ChatMessage(part.content or (None if part else ""))
+        if part.reasoning:
+            message.reasoning_content = part.reasoning
+        if part.calls:
+            message.tool_calls = [ToolCall(call.id or "", CalledFunction(call.name or "", call.arguments)) for call in part.calls]
+        reason = self._finish_reason(made.finish_reason, reader)
+        choice = ChatChoice(made.index, message, self._logprobs(made), reason, made.stop_reason)
         if self._body.return_token_ids:
             choice.token_ids = made.token_ids
         return choice
 
-    def _chunk_choice(self, delta: SequenceDelta) -> ChatChunkChoice:
-        choice = ChatChunkChoice(delta.index, ChatDelta(), self._logprobs(delta), delta.finish_reason)
-        if delta.text:
-            choice.delta.content = delta.text
+    def _chunk_choice(self, delta: SequenceDelta, part: AnswerPart) -> ChatChunkChoice:
+        reason = self._finish_reason(delta.finish_reason, self._readers[delta.index])
+        choice = ChatChunkChoice(delta.index, ChatDelta(), self._logprobs(delta), reason)
+        if part.content:
+            choice.delta.content = part.content
+        if part.reasoning:
+            choice.delta.reasoning_content = part.reasoning
+        if part.calls:
+            choice.delta.tool_calls = [_call_delta(call) for call in part.calls]
         if delta.finish_reason is not None:
             choice.stop_reason = delta.stop_reason
         if self._body.return_token_ids:
             choice.token_ids = delta.token_ids
         return choice
+
+    def _read(self, reader: AnswerReader, text: str, *, last: bool) -> AnswerPart:
+        part = reader.read(text, last=last)
+        if self._body.include_reasoning is False:
+            part.reasoning = ""
+        return part
+
+    def _finish_reason(self, reason: str | None, reader: AnswerReader) -> str | None:
+        """An answer that ends with calls says so, unless the client named the function: that is OpenAI's rule."""
+        calls = reason == "stop" and reader.called and not isinstance(self._body.tool_choice, NamedTool)
+        return "tool_calls" if calls else reason
 
     def _chunk(self, choices: list[ChatChunkChoice], generation: Generation, *, usage: bool) -> ChatCompletionChunk:
         chunk = ChatCompletionChunk(self.job.request_id, self.job.created, self._name, choices)
@@ -120,6 +156,13 @@ class ChatDialect:
 
     def _logprobs(self, made: CompletionOutput | SequenceDelta) -> ChatLogprobs | None:
         return chat_logprobs(made.logprobs, self._top, self._token_bytes) if made.logprobs else None
+
+
+def _call_delta(call: CallPart) -> ToolCallDelta:
+    delta = ToolCallDelta(call.index, CalledFunction(arguments=call.arguments))
+    if call.id is not None and call.name is not None:
+        delta.id, delta.type, delta.function.name = call.id, "function", call.name
+    return delta
 
 
 def _params(body: ChatCompletionRequest, model: ServedModel, max_logprobs: int) -> SamplingParams:

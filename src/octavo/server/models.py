@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from octavo.errors import ModelNotFoundError
+from octavo.server.errors import ErrorBody
 from octavo.server.openapi import describe_route
 from octavo.server.responses import ModelCard, ModelList
 from octavo.server.service import Service, service_of
@@ -13,13 +14,13 @@ from octavo.server.stream import json_response
 router = APIRouter(tags=["OpenAI"])
 
 
-@router.get("/v1/models", **describe_route(None, ModelList))
+@router.get("/v1/models", **describe_route(None, ModelList, {401: ErrorBody, 503: ErrorBody}))
 async def list_models(request: Request) -> Response:
     """The served names; the first is the one that answers carry."""
     return json_response(ModelList(_cards(service_of(request))))
 
 
-@router.get("/v1/models/{name:path}", **describe_route(None, ModelCard))
+@router.get("/v1/models/{name:path}", **describe_route(None, ModelCard, {401: ErrorBody, 404: ErrorBody, 503: ErrorBody}))
 async def get_model(request: Request, name: str) -> Response:
     """One served name."""
     cards = {card.id: card for card in _cards(service_of(request))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -31,23 +32,26 @@ _REQUESTS: list[type[BaseModel]] = [
     protocol.TokenizeRequest,
     protocol.DetokenizeRequest,
 ]
-_responses: dict[str, type[msgspec.Struct]] = {ErrorBody.__name__: ErrorBody}
+_responses: dict[str, type[msgspec.Struct]] = {}
 
 
-def describe_route(request: type[BaseModel] | None, response: type[msgspec.Struct]) -> dict[str, Any]:
+def describe_route(
+    request: type[BaseModel] | None, response: type[msgspec.Struct], also: Mapping[int, type[msgspec.Struct]] | None = None
+) -> dict[str, Any]:
     """Keyword arguments of a route: what it takes and what it answers.
 
     Args:
         request: the body's model; None for a route without one.
         response: the answer's struct.
+        also: what other statuses answer. With a body, these come on top of the usual errors.
     """
-    _responses[response.__name__] = response
-    answers: dict[int | str, dict[str, Any]] = {200: {"description": "The answer", "content": _json(response.__name__)}}
-    extra: dict[str, Any] = {}
+    bodies = dict.fromkeys(_STATUSES, ErrorBody) if request is not None else {}
+    answers = {200: {"description": "The answer", "content": _json(response)}}
+    answers |= {status: {"description": _STATUSES[status], "content": _json(body)} for status, body in (bodies | dict(also or {})).items()}
+    extra: dict[str, Any] = {"responses": {str(status): answer for status, answer in answers.items()}}
     if request is not None:
-        extra["requestBody"] = {"required": True, "content": _json(request.__name__)}
-        answers |= {status: {"description": text, "content": _json(ErrorBody.__name__)} for status, text in _STATUSES.items()}
-    return {"response_model": None, "openapi_extra": {**extra, "responses": {str(status): body for status, body in answers.items()}}}
+        extra["requestBody"] = {"required": True, "content": _reference(request.__name__)}
+    return {"response_model": None, "openapi_extra": extra}
 
 
 def install(app: FastAPI) -> None:
@@ -56,7 +60,9 @@ def install(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-            document.setdefault("components", {}).setdefault("schemas", {}).update(_schemas())
+            for operation in (operation for path in document["paths"].values() for operation in path.values()):
+                operation["responses"].pop("422", None)  # FastAPI's own answer to wrong parameters, which no route here gives
+            document["components"] = {"schemas": _schemas()}
             app.openapi_schema = document
         return app.openapi_schema
 
@@ -69,5 +75,10 @@ def _schemas() -> dict[str, Any]:
     return {**definitions["$defs"], **components}
 
 
-def _json(name: str) -> dict[str, Any]:
+def _json(body: type[msgspec.Struct]) -> dict[str, Any]:
+    _responses[body.__name__] = body
+    return _reference(body.__name__)
+
+
+def _reference(name: str) -> dict[str, Any]:
     return {"application/json": {"schema": {"$ref": _REF + name}}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 import octavo
@@ -16,7 +17,7 @@ router = APIRouter(tags=["Probes"])
 _RETRY_SECONDS = {"starting": 1, "downloading": 5, "loading": 2, "restarting": 2, "draining": 1, "failed": 30}
 
 
-@router.get("/health", **describe_route(None, Health))
+@router.get("/health", **describe_route(None, Health, {503: Health}))
 @router.head("/health", include_in_schema=False)
 async def health(request: Request) -> Response:
     """200 when requests are served; 503 with the phase and Retry-After otherwise."""
@@ -27,7 +28,7 @@ async def health(request: Request) -> Response:
     return json_response(Health("unavailable", client.phase, client.progress), 503, retry)
 
 
-@router.get("/ping", **describe_route(None, Health))
+@router.get("/ping", **describe_route(None, Health, {503: Health}))
 @router.post("/ping", include_in_schema=False)
 async def ping(request: Request) -> Response:
     """The same under the name that SageMaker asks for."""
@@ -46,7 +47,7 @@ async def version() -> Response:
     return json_response(Version(octavo.__version__))
 
 
-@router.get("/metrics", response_model=None)
+@router.get("/metrics", response_class=PlainTextResponse, response_model=None)
 async def metrics(request: Request) -> Response:
     """Everything counted, in Prometheus's text format."""
     return Response(service_of(request).update_metrics().render(), media_type=CONTENT_TYPE_LATEST)

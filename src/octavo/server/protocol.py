@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from octavo.server.tool_fields import MessageToolCall, NamedTool, Tool
+
 Prompts = str | list[str] | list[int] | list[list[int]]
 
 
@@ -94,10 +96,12 @@ class Message(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="allow", json_schema_extra={"additionalProperties": False})
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
     name: str | None = None
     reasoning_content: str | None = None
+    tool_calls: list[MessageToolCall] | None = Field(default=None, description="What an assistant's message called.")
+    tool_call_id: str | None = Field(default=None, description="The call that a tool's message answers.")
 
     def for_template(self) -> dict[str, Any]:
         """The message as ``ChatTemplate.render`` takes it."""
@@ -110,6 +114,12 @@ class TemplateFields(Body):
     add_generation_prompt: bool | None = Field(default=None, description="End the prompt where the assistant's answer starts (true).")
     continue_final_message: bool | None = Field(default=None, description="Go on with the last message rather than answer it (false).")
     chat_template_kwargs: dict[str, Any] | None = Field(default=None, description="Further variables of the chat template.")
+    tools: list[Tool] | None = Field(default=None, description="Functions that the model may call.")
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = Field(
+        default=None, description="Whether it calls none, what it likes (auto), at least one (required), or the one named."
+    )
+    documents: list[dict[str, Any]] | None = Field(default=None, description="Documents, for chat templates that take them.")
+    reasoning_effort: str | None = Field(default=None, description="How much to reason, for chat templates that take it.")
 
 
 class ChatCompletionRequest(TemplateFields, SamplingFields):
@@ -118,6 +128,8 @@ class ChatCompletionRequest(TemplateFields, SamplingFields):
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, description="Most tokens to generate (what the context leaves).")
     logprobs: bool | None = Field(default=None, description="Return log probabilities of the answer's tokens.")
+    parallel_tool_calls: bool | None = Field(default=None, description="Whether an answer may make several calls (true).")
+    include_reasoning: bool | None = Field(default=None, description="Return the reasoning of a model that reasons (true).")
     top_logprobs: int | None = Field(default=None, description="That many most likely tokens at each position; needs logprobs.")
     add_special_tokens: bool | None = Field(default=None, description="Add special tokens besides those of the chat template (false).")
 

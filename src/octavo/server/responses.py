@@ -109,11 +109,37 @@ class ChatLogprobs(msgspec.Struct):
     content: list[TokenLogprob]
 
 
-class ChatMessage(msgspec.Struct):
-    """The assistant's message."""
+class CalledFunction(msgspec.Struct):
+    """What a call calls; in a stream, what is new of it. ``arguments`` is JSON text."""
 
-    content: str
+    name: str | UnsetType = UNSET
+    arguments: str = ""
+
+
+class ToolCall(msgspec.Struct):
+    """One call of a tool."""
+
+    id: str
+    function: CalledFunction
+    type: str = "function"
+
+
+class ToolCallDelta(msgspec.Struct):
+    """What is new of one call: its id, type and name at its beginning, then its arguments piece by piece."""
+
+    index: int
+    function: CalledFunction
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+
+
+class ChatMessage(msgspec.Struct):
+    """The assistant's message. ``content`` is null where it calls a tool, or only reasons, and says nothing."""
+
+    content: str | None
     role: str = "assistant"
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct):
@@ -146,6 +172,8 @@ class ChatDelta(msgspec.Struct):
 
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class ChatChunkChoice(msgspec.Struct):

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from octavo.errors import InvalidRequestError
 from octavo.server import chat_prompt
 from octavo.server.openapi import describe_route
-from octavo.server.protocol import DetokenizeRequest, TokenizeRequest
+from octavo.server.protocol import Body, DetokenizeRequest, TemplateFields, TokenizeRequest
 from octavo.server.request_body import parse
 from octavo.server.responses import DetokenizeResponse, TokenizeResponse
 from octavo.server.service import service_of
@@ -54,7 +54,7 @@ async def _text(body: TokenizeRequest, model: ServedModel) -> tuple[str, bool]:
         raise InvalidRequestError("Send either prompt or messages.", "prompt")
     if body.messages is not None:
         return await chat_prompt.render(body.messages, body, model), bool(body.add_special_tokens)
-    for name in ("add_generation_prompt", "continue_final_message", "chat_template_kwargs"):
+    for name in TemplateFields.model_fields.keys() - Body.model_fields.keys():
         if getattr(body, name) is not None:
             raise InvalidRequestError(f"{name} is only for messages.", name)
     return body.prompt or "", body.add_special_tokens is not False
