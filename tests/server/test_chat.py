@@ -160,3 +160,12 @@ async def test_model_without_a_template_says_what_to_do(engine: Any, url: str) -
     engine.template = None
     with pytest.raises(openai.BadRequestError, match="no chat template"):
         await client_of(url).chat.completions.create(model="fake-model", messages=USER)
+
+
+async def test_tokens_of_logprobs_are_named_by_their_ids_where_asked_for(engine: Any, url: str) -> None:
+    body = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1, "logprobs": True, "top_logprobs": 2}
+    async with httpx.AsyncClient() as http:
+        answer = await http.post(f"{url}/v1/chat/completions", json=body | {"return_tokens_as_token_ids": True})
+    (entry,) = answer.json()["choices"][0]["logprobs"]["content"]
+    assert (entry["token"], entry["bytes"]) == ("token_id:80", [80])
+    assert [top["token"] for top in entry["top_logprobs"]] == ["token_id:80", "token_id:81"]

@@ -155,7 +155,9 @@ class ChatDialect:
         return chunk
 
     def _logprobs(self, made: CompletionOutput | SequenceDelta) -> ChatLogprobs | None:
-        return chat_logprobs(made.logprobs, self._top, self._token_bytes) if made.logprobs else None
+        if not made.logprobs:
+            return None
+        return chat_logprobs(made.logprobs, self._top, self._token_bytes, as_ids=bool(self._body.return_tokens_as_token_ids))
 
 
 def _call_delta(call: CallPart) -> ToolCallDelta:

@@ -106,7 +106,7 @@ class CompletionDialect:
         """What is new of one choice; its first news starts with the prompt where that is to be echoed."""
         body, index = self._body, prompt * self._n + delta.index
         first = index not in self._legacy
-        legacy = self._legacy.setdefault(index, LegacyLogprobs(body.logprobs or 0))
+        legacy = self._legacy.setdefault(index, LegacyLogprobs(body.logprobs or 0, as_ids=bool(body.return_tokens_as_token_ids)))
         choice = CompletionChoice(index, delta.text, None, delta.finish_reason, delta.stop_reason)
         token_ids, positions = delta.token_ids, delta.logprobs or []
         if self._only_prompt:
@@ -128,7 +128,8 @@ class CompletionDialect:
     ) -> CompletionLogprobs | None:
         if not with_prompt:
             return legacy.shape(positions) if positions else None
-        first_token = self._model.tokenizer.token_text(generation.streams[prompt].prompt_token_ids[0])
+        token = generation.streams[prompt].prompt_token_ids[0]
+        first_token = (token, self._model.tokenizer.token_text(token))
         return legacy.shape([*self._prompt_logprobs.get(prompt, [None]), *positions], first_token)
 
     def _prompt_text(self, prompt: int, generation: Generation) -> str:

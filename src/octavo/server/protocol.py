@@ -79,6 +79,7 @@ class CompletionRequest(SamplingFields):
     prompt: Prompts = Field(description="A string, a list of strings, token ids, or a list of those.")
     echo: bool | None = Field(default=None, description="Put the prompt before the text.")
     logprobs: int | None = Field(default=None, description="Log probabilities of that many tokens at each position.")
+    return_tokens_as_token_ids: bool | None = Field(default=None, description="Name tokens in logprobs as token_id:ID.")
     add_special_tokens: bool | None = Field(default=None, description="Add the tokens a prompt starts with, such as BOS (true).")
 
 
@@ -131,6 +132,7 @@ class ChatCompletionRequest(TemplateFields, SamplingFields):
     parallel_tool_calls: bool | None = Field(default=None, description="Whether an answer may make several calls (true).")
     include_reasoning: bool | None = Field(default=None, description="Return the reasoning of a model that reasons (true).")
     top_logprobs: int | None = Field(default=None, description="That many most likely tokens at each position; needs logprobs.")
+    return_tokens_as_token_ids: bool | None = Field(default=None, description="Name tokens in logprobs as token_id:ID.")
     add_special_tokens: bool | None = Field(default=None, description="Add special tokens besides those of the chat template (false).")
 
 

@@ -37,7 +37,6 @@ NOT_YET: Mapping[str, tuple[Any, ...]] = {
     "prediction": (),
     "prompt_embeds": (),
     "response_format": ({"type": "text"},),
-    "return_tokens_as_token_ids": (False,),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "structured_outputs": (),
