@@ -56,6 +56,7 @@ async def test_a_request_is_counted_once(engine: Any, url: str) -> None:
         assert found[f"vllm:{name}_count"][()] == 3, name
     assert found["vllm:request_generation_tokens_sum"][()] == 24
     assert found["vllm:inter_token_latency_seconds_count"][()] == 24 - 5  # the first token of each of five sequences has none before it
+    assert found["vllm:iteration_tokens_total_count"][()] == 3 * 6 - 4  # n=2 answers take six steps, max_tokens=2 takes two
     assert found["octavo:memory_plan_bytes"] == {("weights",): 1000, ("kv_cache",): 500}
     assert found["octavo:preemptions_total"] == {("pages",): 2} and found["vllm:num_preemptions_total"][()] == 2
 

@@ -12,7 +12,7 @@ import functools
 import itertools
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from octavo.config import EngineOptions
@@ -55,6 +55,10 @@ LOADING_STOP_SECONDS = 0.5
 """How long an engine that did not come up gets to exit by itself."""
 
 
+def _ignore(stats: EngineStats) -> None:
+    """Nobody listens to the steps."""
+
+
 @dataclass(slots=True, eq=False)
 class _LiveRequest:
     """A request the engine has been told of. ``wire_id`` is never used twice, so late news of an old request cannot reach a new one."""
@@ -75,6 +79,7 @@ class EngineClient:
         model: what is served; None until its small files are read. Its ``max_model_len`` is final once the phase is ``ready``.
         ready: the engine's own figures, once it is up.
         stats: the latest after a step.
+        on_step: called with them after each.
     """
 
     def __init__(self, options: EngineOptions) -> None:
@@ -84,6 +89,7 @@ class EngineClient:
         self.model: ServedModel | None = None
         self.ready: Ready | None = None
         self.stats = EngineStats()
+        self.on_step: Callable[[EngineStats], None] = _ignore
         self._options = options
         self._inputs: InputProcessor | None = None
         self._process: EngineProcess | None = None
@@ -421,6 +427,7 @@ class EngineClient:
 
     def _take_step(self, step: StepOutput) -> None:
         self.stats = step.stats
+        self.on_step(step.stats)
         for wire_id in step.started:
             live = self._live.get(wire_id)
             if live is not None:

@@ -71,7 +71,6 @@ class RequestFollower:
     def take(self, delta: RequestDelta) -> None:
         """Count one delta."""
         metrics, now = self._service.metrics, time.monotonic()
-        self._service.count_step()
         if delta.num_cached_tokens > self.cached:
             self.cached = delta.num_cached_tokens
         for sequence in delta.sequences:
