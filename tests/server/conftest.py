@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,6 +36,8 @@ class CharTokenizer:
     vocab_size = 0x3000
     special_ids = frozenset({BOS})
     backend = SimpleNamespace(token_to_id=lambda text: None)
+    separator = ""
+    strips_space = False
 
     def has_token(self, text: str) -> bool:
         return False
@@ -51,6 +53,9 @@ class CharTokenizer:
 
     def token_bytes(self, token: int) -> bytes:
         return chr(token).encode()
+
+    def byte_table(self, skip_special_tokens: bool, shown: Sequence[str] = ()) -> Sequence[bytes]:
+        return [b"" if skip_special_tokens and token == BOS else chr(token).encode() for token in range(self.vocab_size)]
 
 
 class FakeClient:
@@ -90,7 +95,7 @@ class FakeClient:
     def model(self) -> Any:
         if not self.loaded.is_set():
             return None
-        config, tokenizer = SimpleNamespace(vocab_size=CharTokenizer.vocab_size), CharTokenizer()
+        config, tokenizer = SimpleNamespace(vocab_size=CharTokenizer.vocab_size, eos_token_ids=(2,)), CharTokenizer()
         source = self.template.source_for_tools if self.template is not None else ""
         return SimpleNamespace(
             name="fake-model",
@@ -131,6 +136,9 @@ class FakeClient:
             abort()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def holding(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
     async def submit(
         self,
         prompt: str | list[int],
@@ -140,6 +148,7 @@ class FakeClient:
         priority: int = 0,
         cache_salt: str = "",
         add_special_tokens: bool = True,
+        admitted: bool = False,
     ) -> RequestStream:
         await self.loaded.wait()
         if self.phase != "ready":

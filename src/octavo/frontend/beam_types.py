@@ -37,6 +37,11 @@ def check_beam_search(params: SamplingParams, length_penalty: float) -> None:
             f"temperature must be 0, 1 or left out in a beam search: it ranks by the model's own probabilities; got {params.temperature}.",
             "temperature",
         )
+    if params.structured_outputs is not None:  # which several fields ask for, so it is not the one to be named
+        raise InvalidRequestError(
+            "A beam search cannot hold its beams to a form (structured output, or a call that tool_choice requires); leave it out.",
+            "use_beam_search",
+        )
     harmless = msgspec.structs.asdict(SamplingParams()) | {"best_of": params.n}
     for name in SamplingParams.__struct_fields__:
         value = getattr(params, name)
@@ -44,7 +49,7 @@ def check_beam_search(params: SamplingParams, length_penalty: float) -> None:
             raise InvalidRequestError(f"{name} cannot be combined with a beam search; leave it out.", name)
 
 
-class BeamSearchParams(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class BeamSearchParams(msgspec.Struct, forbid_unknown_fields=True):
     """How to search.
 
     Attributes:

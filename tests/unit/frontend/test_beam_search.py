@@ -13,6 +13,7 @@ from octavo.frontend.beam_search import Beam, BeamSearch
 from octavo.frontend.beam_types import BeamSearchParams, check_beam_search
 from octavo.frontend.outputs import Logprob, PositionLogprobs
 from octavo.sampling_params import SamplingParams
+from octavo.structured_outputs import StructuredOutputs
 
 PROMPT = list(b"xy")
 PENALTIES = (1.0, 0.0, 2.0, -1.0, 0.3)
@@ -169,6 +170,12 @@ def test_what_a_search_cannot_honour_is_named(fields: dict[str, object], name: s
     with pytest.raises(InvalidRequestError) as caught:
         check_beam_search(SamplingParams(n=2, **fields), 1.0)
     assert caught.value.param == name
+
+
+def test_a_form_of_the_output_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="form") as caught:
+        check_beam_search(SamplingParams(structured_outputs=StructuredOutputs(choice=["a", "b"])), 1.0)
+    assert caught.value.param == "use_beam_search"
 
 
 def test_what_asks_for_nothing_is_let_through() -> None:
