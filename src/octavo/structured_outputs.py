@@ -9,7 +9,7 @@ import msgspec
 
 from octavo.errors import InvalidRequestError
 
-MAX_CONSTRAINT_BYTES = 256 * 1024
+MAX_CONSTRAINT_BYTES = 128 * 1024
 """Most UTF-8 bytes of a schema, a grammar, or all choices together."""
 MAX_REGEX_BYTES = 16 * 1024
 MAX_CHOICES = 4096
@@ -64,6 +64,11 @@ class StructuredOutputs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults
     def kind(self) -> str:
         """Which of ``KINDS`` is set."""
         return next(name for name in KINDS if getattr(self, name) not in (None, False))
+
+    @property
+    def key(self) -> bytes:
+        """The same for equal forms, and only for those."""
+        return msgspec.msgpack.encode(self)
 
     @property
     def schema(self) -> str:

@@ -90,10 +90,7 @@ async def test_unknown_field_is_400_with_the_nearest_known_one(url: str) -> None
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("response_format", {"type": "json_object"}),
-        ("structured_outputs", {"json": {}}),
-        ("guided_json", {}), ("guided_regex", "a"), ("guided_choice", ["a"]), ("guided_grammar", "a"),
-        ("suffix", "x"), ("store", True), ("store", 1),
+        ("guided_decoding_backend", "xgrammar"), ("suffix", "x"), ("store", True), ("store", 1),
         ("lora_request", {}), ("chat_template", "{{ 1 }}"),
     ],
 )  # fmt: skip

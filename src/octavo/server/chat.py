@@ -29,6 +29,7 @@ from octavo.server.responses import (
 from octavo.server.sampling import beam_length_penalty, sampling_params
 from octavo.server.stream import usage_of
 from octavo.server.stream_options import StreamUsage
+from octavo.server.structured_fields import form_field
 from octavo.server.tool_fields import NamedTool, offered
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class ChatDialect:
             priority=body.priority or 0,
             cache_salt=body.cache_salt or "",
             length_penalty=beam_length_penalty(body, params),
+            form_field=form_field(body) or ("tools" if params.structured_outputs is not None else None),
         )
 
     def chunks(self, piece: Piece, generation: Generation) -> Iterator[ChatCompletionChunk]:

@@ -18,6 +18,7 @@ from octavo.server.responses import CompletionChoice, CompletionLogprobs, Comple
 from octavo.server.sampling import beam_length_penalty, sampling_params
 from octavo.server.stream import usage_of
 from octavo.server.stream_options import StreamUsage
+from octavo.server.structured_fields import form_field
 
 if TYPE_CHECKING:
     from octavo.frontend.served_model import ServedModel
@@ -56,6 +57,7 @@ class CompletionDialect:
             priority=body.priority or 0,
             cache_salt=body.cache_salt or "",
             length_penalty=beam_length_penalty(body, params),
+            form_field=form_field(body),
         )
         self._legacy: dict[int, LegacyLogprobs] = {}
         self._prompt_logprobs: dict[int, list[PositionLogprobs | None]] = {}

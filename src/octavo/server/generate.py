@@ -16,6 +16,7 @@ from octavo.server.responses import GenerateChunk, GenerateResponse, IdLogprobs
 from octavo.server.sampling import beam_length_penalty, sampling_params
 from octavo.server.stream import usage_of
 from octavo.server.stream_options import StreamUsage
+from octavo.server.structured_fields import form_field
 
 if TYPE_CHECKING:
     from octavo.frontend.served_model import ServedModel
@@ -66,6 +67,7 @@ class GenerateDialect:
             priority=body.priority or 0,
             cache_salt=body.cache_salt or "",
             length_penalty=beam_length_penalty(body, params),
+            form_field=form_field(body),
         )
 
     def chunks(self, piece: Piece, generation: Generation) -> Iterator[GenerateChunk]:

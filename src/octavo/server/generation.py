@@ -43,6 +43,7 @@ class Job:
             client asked for and the context cannot hold is refused.
         add_special_tokens: whether tokenising a text adds the model's special tokens.
         length_penalty: of a beam search ``params.n`` wide; None is no beam search.
+        form_field: the field of the request that ``params.structured_outputs`` comes from, for errors.
     """
 
     request_id: str
@@ -54,6 +55,7 @@ class Job:
     cache_salt: str
     length_penalty: float | None = None
     created: int = field(default_factory=lambda: int(time.time()))
+    form_field: str | None = None
 
 
 @dataclass(slots=True)
@@ -144,6 +146,8 @@ class Generation:
         try:
             return await submit(params=job.params)
         except InvalidRequestError as error:
+            if error.param == "structured_outputs":
+                error.param = job.form_field or error.param
             if not job.caps_default or error.param != "max_tokens":
                 raise
             return await submit(params=msgspec.structs.replace(job.params, max_tokens=None))

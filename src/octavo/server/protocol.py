@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from octavo.server.structured_fields import ResponseFormat, StructuredOutputsFields
 from octavo.server.tool_fields import MessageToolCall, NamedTool, Tool
 
 Prompts = str | list[str] | list[int] | list[list[int]]
@@ -61,6 +62,12 @@ class SamplingFields(Body):
     allowed_token_ids: list[int] | None = Field(default=None, description="The only token ids that may be generated.")
     truncate_prompt_tokens: int | None = Field(default=None, description="Keep only the prompt's last tokens; -1: what fits.")
 
+    response_format: ResponseFormat | None = Field(default=None, description="The form of the answer, as OpenAI spells it.")
+    structured_outputs: StructuredOutputsFields | None = Field(default=None, description="The form of the answer, as vLLM spells it.")
+    guided_json: dict[str, Any] | str | None = Field(default=None, description="structured_outputs.json under its older name.")
+    guided_regex: str | None = Field(default=None, description="structured_outputs.regex under its older name.")
+    guided_choice: list[str] | None = Field(default=None, description="structured_outputs.choice under its older name.")
+    guided_grammar: str | None = Field(default=None, description="structured_outputs.grammar under its older name.")
     use_beam_search: bool | None = Field(default=None, description="Return the n likeliest answers rather than draw any.")
     length_penalty: float | None = Field(default=None, description="Of a beam search: above 1 favours long answers (1).")
 

@@ -8,8 +8,9 @@ from octavo.errors import InvalidRequestError
 from octavo.frontend.beam_types import check_beam_search
 from octavo.sampling_params import SamplingParams
 from octavo.server.protocol import SamplingFields
+from octavo.server.structured_fields import structured_outputs
 
-_COPIED = tuple(name for name in SamplingParams.__struct_fields__ if name in SamplingFields.model_fields)
+_COPIED = tuple(name for name in SamplingParams.__struct_fields__ if name in SamplingFields.model_fields and name != "structured_outputs")
 
 
 def sampling_params(
@@ -37,7 +38,8 @@ def sampling_params(
     given = {name: value for name in _COPIED if (value := getattr(body, name)) is not None}
     if body.use_beam_search:  # the model's defaults say how to draw, and a beam search draws nothing
         model_defaults = {name: model_defaults[name] for name in ("max_tokens",) if name in model_defaults}
-    values = {"max_tokens": default_max_tokens, **model_defaults, **given, "logprobs": logprobs, **overrides}
+    values = {"max_tokens": default_max_tokens, **model_defaults, **given, "logprobs": logprobs}
+    values |= {"structured_outputs": structured_outputs(body), **overrides}
     for name in ("logprobs", "prompt_logprobs"):
         _check_limit(name, values.get(name), max_logprobs)
     return SamplingParams(**values)
