@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from octavo.async_llm import AsyncLLM
+    from octavo.frontend.beam_types import BeamSearchParams
     from octavo.frontend.outputs import CompletionOutput, RequestOutput
     from octavo.llm import LLM
     from octavo.sampling_params import SamplingParams
@@ -20,12 +21,22 @@ _HOMES = {
     "LLM": "octavo.llm",
     "AsyncLLM": "octavo.async_llm",
     "SamplingParams": "octavo.sampling_params",
+    "BeamSearchParams": "octavo.frontend.beam_types",
     "StructuredOutputs": "octavo.structured_outputs",
     "RequestOutput": "octavo.frontend.outputs",
     "CompletionOutput": "octavo.frontend.outputs",
 }
 
-__all__ = ["LLM", "AsyncLLM", "CompletionOutput", "RequestOutput", "SamplingParams", "StructuredOutputs", "__version__"]
+__all__ = [
+    "LLM",
+    "AsyncLLM",
+    "BeamSearchParams",
+    "CompletionOutput",
+    "RequestOutput",
+    "SamplingParams",
+    "StructuredOutputs",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

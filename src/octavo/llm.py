@@ -22,6 +22,8 @@ from octavo.config import engine_options
 from octavo.engine.core import EngineCore
 from octavo.engine.messages import AbortSequences, Call, StepOutput
 from octavo.errors import EngineDeadError, InvalidRequestError
+from octavo.frontend.beam_search import BeamSearch, step_params
+from octavo.frontend.beam_types import BeamSearchOutput, BeamSearchParams, BeamSearchSequence
 from octavo.frontend.chat_template import require_chat_template
 from octavo.frontend.input_processor import Ask, InputProcessor, PreparedRequest, unwrap_prompt
 from octavo.frontend.output_processor import OutputCollector, OutputProcessor
@@ -132,6 +134,54 @@ class LLM:
             for conversation in _conversations(messages)
         ]
         return self._run(self._prepare(texts, sampling_params, priority, add_special_tokens=False), use_tqdm)
+
+    def beam_search(self, prompts: PromptLike | Sequence[PromptLike], params: BeamSearchParams) -> list[BeamSearchOutput]:
+        """Find the likeliest continuations of prompts.
+
+        Args:
+            prompts: as ``generate`` takes them.
+            params: how to search, for all.
+
+        Returns:
+            One output a prompt, in their order, with ``beam_width`` beams each, best first.
+
+        Raises:
+            InvalidRequestError, EngineDeadError, KeyboardInterrupt: as ``generate``.
+        """
+        wanted, config = params.sampling_params(), self._model.config
+        listed = [unwrap_prompt(prompt) for prompt in _as_list(prompts)]
+        requests = self._prepare(listed, wanted, None, add_special_tokens=True)
+        searches: list[BeamSearch] = []
+        for request in requests:
+            most = request.message.params.max_tokens or 1
+            searches.append(BeamSearch(wanted, params.length_penalty, most, config.eos_token_ids, config.vocab_size))
+        while live := [(search, request) for search, request in zip(searches, requests, strict=True) if not search.done]:
+            self._beam_step(live, wanted)
+        return [self._beam_output(search, request) for search, request in zip(searches, requests, strict=True)]
+
+    def _beam_step(self, live: list[tuple[BeamSearch, PreparedRequest]], wanted: SamplingParams) -> None:
+        """One step of all searches, their beams side by side."""
+        prompts: list[str | list[int]] = []
+        for search, request in live:
+            prompts.extend([*request.prompt_token_ids, *beam.token_ids] for beam in search.live)
+        steps = step_params(wanted, live[0][0].num_logprobs)
+        outputs = iter(self._run(self._prepare(prompts, steps, None, add_special_tokens=False), show=False))
+        for search, _ in live:
+            found = []
+            for _ in search.live:
+                sequence = next(outputs).outputs[0]
+                if not sequence.logprobs:
+                    raise EngineDeadError(f"The engine could not run a beam: {sequence.stop_reason or sequence.finish_reason}.")
+                found.append(sequence.logprobs[0])
+            search.advance(found)
+
+    def _beam_output(self, search: BeamSearch, request: PreparedRequest) -> BeamSearchOutput:
+        sequences = []
+        for beam in search.best():
+            tokens = [*request.prompt_token_ids, *search.shown_tokens(beam)]
+            text = self._model.tokenizer.decode(tokens)
+            sequences.append(BeamSearchSequence(tokens, text, beam.logprob, list(beam.positions), *search.finish_reason(beam)))
+        return BeamSearchOutput(sequences)
 
     def _prepare(
         self,

@@ -66,7 +66,7 @@ COMPLETION = {"model": "smollm2", "prompt": "Hello", "max_tokens": 2}
         ({"prompt": None}, "prompt"),
         ({"temprature": 1}, "temprature"),
         ({"guided_json": {"type": "object"}}, "guided_json"),
-        ({"use_beam_search": True}, "use_beam_search"),
+        ({"use_beam_search": True, "top_p": 0.5}, "top_p"),
         ({"suffix": "end"}, "suffix"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
     ],

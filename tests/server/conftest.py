@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,6 +37,8 @@ class CharTokenizer:
     vocab_size = 0x3000
     special_ids = frozenset({BOS})
     backend = SimpleNamespace(token_to_id=lambda text: None)
+    separator = ""
+    strips_space = False
 
     def has_token(self, text: str) -> bool:
         return False
@@ -53,6 +55,9 @@ class CharTokenizer:
     def token_bytes(self, token: int) -> bytes:
         return chr(token).encode()
 
+    def byte_table(self, skip_special_tokens: bool, shown: Sequence[str] = ()) -> Sequence[bytes]:
+        return [b"" if skip_special_tokens and token == BOS else chr(token).encode() for token in range(self.vocab_size)]
+
 
 class FakeClient:
     """The engine client's shape. ``reply(prompt, index)`` is what a sequence says; ``hold`` stops all after ``hold_after`` tokens."""
@@ -64,6 +69,7 @@ class FakeClient:
         self.failure: str | None = None
         self.ready: Ready | None = Ready(CONTEXT, 256, 64, 16, {"weights": 1000, "kv_cache": 500})
         self.stats = EngineStats()
+        self.on_step: Callable[[EngineStats], None] = lambda stats: None
         self.template: ChatTemplate | None = ChatTemplate(TEMPLATE, {})
         self.defaults: dict[str, Any] = {}
         self.reply: Callable[[str, int], str] = lambda prompt, index: "Paris" + "!" * index
@@ -90,7 +96,7 @@ class FakeClient:
     def model(self) -> Any:
         if not self.loaded.is_set():
             return None
-        config, tokenizer = SimpleNamespace(vocab_size=CharTokenizer.vocab_size), CharTokenizer()
+        config, tokenizer = SimpleNamespace(vocab_size=CharTokenizer.vocab_size, eos_token_ids=(2,)), CharTokenizer()
         source = self.template.source_for_tools if self.template is not None else ""
         return SimpleNamespace(
             name="fake-model",
@@ -131,6 +137,9 @@ class FakeClient:
             abort()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def holding(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
     async def submit(
         self,
         prompt: str | list[int],
@@ -140,6 +149,7 @@ class FakeClient:
         priority: int = 0,
         cache_salt: str = "",
         add_special_tokens: bool = True,
+        admitted: bool = False,
     ) -> RequestStream:
         await self.loaded.wait()
         if self.phase != "ready":
@@ -207,6 +217,7 @@ class FakeClient:
             if delta.finished:
                 delta.times = RequestTimes(begin, begin + 0.01, begin + 0.02, begin + 0.5)
             self.stats = EngineStats(1, 0, 0.5, 0.01, 100, 40, {"pages": 2}, step_tokens=3, steps=self.stats.steps + 1, rss_bytes=12345)
+            self.on_step(self.stats)
             channel.put(delta)
 
     def _sequence(self, index: int, step: int, reply: str, most: int, params: SamplingParams) -> SequenceDelta:

@@ -16,6 +16,9 @@ def client_of(url: str, **options: Any) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, **options)
 
 
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+
 async def test_answer_has_openai_s_shape(engine: Any, url: str) -> None:
     made = await client_of(url).chat.completions.create(model="fake-model", messages=USER)
     assert made.object == "chat.completion" and made.id.startswith("chatcmpl-") and made.model == "fake-model"
@@ -160,3 +163,21 @@ async def test_model_without_a_template_says_what_to_do(engine: Any, url: str) -
     engine.template = None
     with pytest.raises(openai.BadRequestError, match="no chat template"):
         await client_of(url).chat.completions.create(model="fake-model", messages=USER)
+
+
+async def test_tokens_of_logprobs_are_named_by_their_ids_where_asked_for(engine: Any, url: str) -> None:
+    body = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1, "logprobs": True, "top_logprobs": 2}
+    async with httpx.AsyncClient() as http:
+        answer = await http.post(f"{url}/v1/chat/completions", json=body | {"return_tokens_as_token_ids": True})
+    (entry,) = answer.json()["choices"][0]["logprobs"]["content"]
+    assert (entry["token"], entry["bytes"]) == ("token_id:80", [80])
+    assert [top["token"] for top in entry["top_logprobs"]] == ["token_id:80", "token_id:81"]
+
+
+async def test_a_beam_search_over_the_fake_engine_answers_with_its_beams(engine: Any, url: str) -> None:
+    body = {"messages": [{"role": "user", "content": "a"}], "use_beam_search": True, "n": 2, "max_tokens": 3}
+    async with httpx.AsyncClient() as http:
+        answer = await http.post(f"{url}/v1/chat/completions", json=body)
+        refused = await http.post(f"{url}/v1/chat/completions", json=body | {"tools": [TOOL], "tool_choice": "required"})
+    assert [choice["message"]["content"] for choice in answer.json()["choices"]] == ["PPP", "PPQ"]
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "use_beam_search"

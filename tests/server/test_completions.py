@@ -136,3 +136,11 @@ async def test_prompts_that_are_none_are_refused(engine: Any, url: str, prompt: 
         assert engine.submitted[0].prompt in ("", [])
     else:
         assert answer.status_code == 400 and answer.json()["error"]["param"].startswith("prompt"), answer.text
+
+
+async def test_tokens_are_named_by_their_ids_where_asked_for(engine: Any, url: str) -> None:
+    extra = {"return_tokens_as_token_ids": True}
+    options: dict[str, Any] = {"model": "fake-model", "prompt": "ab", "echo": True, "logprobs": 2, "max_tokens": 1, "extra_body": extra}
+    logprobs: Any = (await client_of(url).completions.create(**options)).choices[0].logprobs
+    assert logprobs.tokens == ["token_id:1", "token_id:97", "token_id:98", "token_id:80"] and logprobs.text_offset == [0, 1, 2, 3]
+    assert logprobs.top_logprobs[1:] == [{f"token_id:{token}": -0.25, f"token_id:{token + 1}": -2.0} for token in (97, 98, 80)]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -305,6 +306,12 @@ def test_table_of_limits_has_the_numbers_of_the_code() -> None:
 def test_table_of_sampling_params_has_every_parameter_with_its_default() -> None:
     told = {code(row[0])[0]: ast.literal_eval(code(row[1])[0]) for row in rows("parameter")}
     assert told == {name: getattr(SamplingParams(), name) for name in SamplingParams.__struct_fields__}
+
+
+def test_table_of_beam_search_params_has_every_parameter_with_its_default() -> None:
+    told = {code(row[0])[0]: row[1].strip("`") for row in rows("beam parameter")}
+    fields = msgspec.structs.fields(octavo.BeamSearchParams)
+    assert told == {field.name: "required" if field.required else repr(field.default) for field in fields}
 
 
 @pytest.mark.parametrize("kind", [RequestOutput, CompletionOutput, Logprob])

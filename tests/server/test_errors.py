@@ -90,8 +90,7 @@ async def test_unknown_field_is_400_with_the_nearest_known_one(url: str) -> None
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("guided_decoding_backend", "xgrammar"), ("use_beam_search", True),
-        ("length_penalty", 2.0), ("suffix", "x"), ("store", True), ("use_beam_search", 0),
+        ("guided_decoding_backend", "xgrammar"), ("suffix", "x"), ("store", True), ("store", 1),
         ("lora_request", {}), ("chat_template", "{{ 1 }}"),
     ],
 )  # fmt: skip

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from octavo.engine.messages import EngineStats
-from octavo.metrics import EngineFigures, Histogram, Metrics, RestartProofCounter
+from octavo.errors import EngineDeadError
+from octavo.metrics import FINISH_REASONS, EngineFigures, Histogram, Metrics, RestartProofCounter
 
 PROMISED = {
     "vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc", "vllm:prefix_cache_queries_total",
@@ -54,8 +56,78 @@ async def test_a_request_is_counted_once(engine: Any, url: str) -> None:
         assert found[f"vllm:{name}_count"][()] == 3, name
     assert found["vllm:request_generation_tokens_sum"][()] == 24
     assert found["vllm:inter_token_latency_seconds_count"][()] == 24 - 5  # the first token of each of five sequences has none before it
+    assert found["vllm:iteration_tokens_total_count"][()] == 3 * 6 - 4  # n=2 answers take six steps, max_tokens=2 takes two
     assert found["octavo:memory_plan_bytes"] == {("weights",): 1000, ("kv_cache",): 500}
     assert found["octavo:preemptions_total"] == {("pages",): 2} and found["vllm:num_preemptions_total"][()] == 2
+
+
+LABELS_OF = {
+    "vllm:cache_config_info": {"engine", "block_size", "num_gpu_blocks", "cache_dtype", "enable_prefix_caching"},
+    "vllm:request_success": {"model_name", "engine", "finished_reason"},
+    "octavo:memory_plan_bytes": {"model_name", "engine", "part"},
+    "octavo:preemptions": {"model_name", "engine", "reason"},
+}
+
+
+async def stir(engine: Any, url: str) -> None:
+    """Every way in which a request can end, with names of the client's own wherever it may give some."""
+    own = {"request_id": "client-made", "user": "client-made", "cache_salt": "client-made", "metadata": {"client-made": "1"}}
+    async with httpx.AsyncClient(headers={"x-request-id": "client-made"}) as http:
+        for fields in ({}, {"max_tokens": 2}, {"stream": True}, {"n": 2, "best_of": 2}, {"temperature": -1}, {"model": "client-made"}):
+            await http.post(f"{url}/v1/completions", json={"prompt": "abc", **own, **fields})
+        await http.get(f"{url}/client-made")
+        engine.hold.clear()
+        for stream in (True, False):
+            before = len(engine.submitted)
+            task = asyncio.create_task(http.post(f"{url}/v1/completions", json={"prompt": "abc", "stream": stream, **own}))
+            while len(engine.submitted) == before:
+                await asyncio.sleep(0.005)
+            task.cancel()
+        engine.error = EngineDeadError("gone")
+        engine.hold.set()
+        for stream in (True, False):
+            await http.post(f"{url}/v1/completions", json={"prompt": "abc", "stream": stream, **own})
+        engine.error = None
+        while (await http.get(f"{url}/load")).json()["server_load"]:
+            await asyncio.sleep(0.005)
+
+
+async def test_labels_are_a_closed_set_whatever_clients_send(engine: Any, url: str) -> None:
+    await stir(engine, url)
+    async with httpx.AsyncClient() as http:
+        text = (await http.get(f"{url}/metrics")).text
+    assert "client-made" not in text
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = set(sample.labels) - {"le"}
+            if family.name.startswith(("vllm:", "octavo:")):
+                assert labels == LABELS_OF.get(family.name, {"model_name", "engine"}), sample
+                assert sample.labels.get("finished_reason", "stop") in FINISH_REASONS
+            else:
+                assert family.name.startswith("process_") and not labels, sample
+
+
+async def test_every_end_is_counted_once_under_its_own_reason(engine: Any, url: str) -> None:
+    await stir(engine, url)
+    found = await read(url)
+    assert found["vllm:request_success_total"] == {("stop",): 3, ("length",): 1, ("abort",): 2, ("error",): 2}
+    for name in ("e2e_request_latency_seconds", "request_prompt_tokens", "request_generation_tokens"):
+        assert found[f"vllm:{name}_count"][()] == 8, name
+    for name in ("request_queue_time_seconds", "request_prefill_time_seconds", "request_decode_time_seconds"):
+        assert found[f"vllm:{name}_count"][()] == 4, name  # only the engine knows these, and only of what it finished
+    assert set(found) >= PROMISED
+
+
+async def test_histograms_are_cumulative_and_end_in_their_count(engine: Any, url: str) -> None:
+    await stir(engine, url)
+    async with httpx.AsyncClient() as http:
+        text = (await http.get(f"{url}/metrics")).text
+    families = [family for family in text_string_to_metric_families(text) if family.type == "histogram"]
+    assert len(families) == 9
+    for family in families:
+        buckets = [sample.value for sample in family.samples if sample.name.endswith("_bucket")]
+        (count,) = [sample.value for sample in family.samples if sample.name.endswith("_count")]
+        assert buckets == sorted(buckets) and buckets[-1] == count, family.name
 
 
 async def test_counters_do_not_go_back_when_the_engine_restarts(engine: Any, url: str) -> None:

@@ -6,11 +6,13 @@ All of it runs on one event loop; the only threads are those that read files and
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import itertools
 import time
 import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from octavo.config import EngineOptions
@@ -53,6 +55,10 @@ LOADING_STOP_SECONDS = 0.5
 """How long an engine that did not come up gets to exit by itself."""
 
 
+def _ignore(stats: EngineStats) -> None:
+    """Nobody listens to the steps."""
+
+
 @dataclass(slots=True, eq=False)
 class _LiveRequest:
     """A request the engine has been told of. ``wire_id`` is never used twice, so late news of an old request cannot reach a new one."""
@@ -73,6 +79,7 @@ class EngineClient:
         model: what is served; None until its small files are read. Its ``max_model_len`` is final once the phase is ``ready``.
         ready: the engine's own figures, once it is up.
         stats: the latest after a step.
+        on_step: called with them after each.
     """
 
     def __init__(self, options: EngineOptions) -> None:
@@ -82,6 +89,7 @@ class EngineClient:
         self.model: ServedModel | None = None
         self.ready: Ready | None = None
         self.stats = EngineStats()
+        self.on_step: Callable[[EngineStats], None] = _ignore
         self._options = options
         self._inputs: InputProcessor | None = None
         self._process: EngineProcess | None = None
@@ -93,6 +101,7 @@ class EngineClient:
         self._nothing_live = asyncio.Event()
         self._nothing_live.set()
         self._live: dict[str, _LiveRequest] = {}
+        self._num_held = 0
         self._names: set[str] = set()
         self._in_line: set[str] = set()
         self._calls: dict[int, asyncio.Future[CallResult]] = {}
@@ -164,6 +173,7 @@ class EngineClient:
         priority: int = 0,
         cache_salt: str = "",
         add_special_tokens: bool = True,
+        admitted: bool = False,
     ) -> RequestStream:
         """Hand a request to the engine; while the model first loads, wait in line for it.
 
@@ -173,22 +183,24 @@ class EngineClient:
             request_id: unique among live requests; drawn when omitted.
             priority, cache_salt: see ``Ask``.
             add_special_tokens: see ``InputProcessor.process``.
+            admitted: this goes on with work that was let in before (``holding``): a full queue or a drain does not turn it away.
 
         Raises:
             InvalidRequestError: the request cannot be served as asked.
             QueueFullError: too many requests wait already.
             NotReadyError: the engine is restarting, draining or failed.
         """
-        self._check_open()
+        self._check_open(admitted)
         name = request_id if request_id is not None else f"req-{uuid.uuid4().hex}"
         check_text("request_id", name, MAX_ID_CHARS)
         if name in self._names:
             raise InvalidRequestError(f"request_id {name!r} is that of a request that still runs; use another.", "request_id")
-        self._check_room()
+        if not admitted:
+            self._check_room()
         self._names.add(name)
         self._in_line.add(name)
         try:
-            inputs = await self._when_loaded()
+            inputs = await self._when_loaded(admitted)
             ask = Ask(f"{name}#{next(self._counter)}", prompt, params, priority, cache_salt)
             process = functools.partial(inputs.process, [ask], add_special_tokens=add_special_tokens)
             long = isinstance(prompt, str) and len(prompt) >= LONG_TEXT_CHARS
@@ -196,11 +208,22 @@ class EngineClient:
                 long = True  # compiling takes up to a second
                 await asyncio.to_thread(inputs.vocabulary)
             (request,) = await asyncio.to_thread(process) if long else process()
-            self._check_open()  # the engine may have died meanwhile
+            self._check_open(admitted)  # the engine may have died meanwhile
             return self._send(name, request)
         except BaseException:
             self._forget_name(name)
             raise
+
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[None]:
+        """Work of several requests, one after the other: a drain waits for it even while none of them runs."""
+        self._num_held += 1
+        self._nothing_live.clear()
+        try:
+            yield
+        finally:
+            self._num_held -= 1
+            self._note_nothing_live()
 
     async def reset_prefix_cache(self) -> bool:
         """Forget all shared pages.
@@ -226,7 +249,9 @@ class EngineClient:
             raise OctavoError(result.error)
         return bool(result.value)
 
-    def _check_open(self) -> None:
+    def _check_open(self, admitted: bool) -> None:
+        if admitted and self.phase == "draining" and self._process is not None:
+            return
         if self.phase != "ready" and self.phase not in FIRST_LOAD_PHASES:
             raise self._not_ready()
 
@@ -248,10 +273,10 @@ class EngineClient:
         if len(self._in_line) >= scheduler.max_num_queued_reqs + max(0, seats - running):
             raise QueueFullError(f"{len(self._in_line)} requests wait already (--max-num-queued-reqs); try again later.")
 
-    async def _when_loaded(self) -> InputProcessor:
+    async def _when_loaded(self, admitted: bool) -> InputProcessor:
         while self.phase in FIRST_LOAD_PHASES:
             await self._phase_changed.wait()
-        self._check_open()
+        self._check_open(admitted)
         assert self._inputs is not None
         return self._inputs
 
@@ -280,7 +305,10 @@ class EngineClient:
     def _forget(self, live: _LiveRequest) -> None:
         self._live.pop(live.wire_id, None)
         self._forget_name(live.request_id)
-        if not self._live:
+        self._note_nothing_live()
+
+    def _note_nothing_live(self) -> None:
+        if not self._live and not self._num_held:
             self._nothing_live.set()
 
     def _forget_name(self, name: str) -> None:
@@ -407,6 +435,7 @@ class EngineClient:
 
     def _take_step(self, step: StepOutput) -> None:
         self.stats = step.stats
+        self.on_step(step.stats)
         for wire_id in step.started:
             live = self._live.get(wire_id)
             if live is not None:

@@ -146,7 +146,7 @@ class InputProcessor:
         params = ask.params
         token_ids = self._truncate(given, params)
         self._check_token_ids(token_ids)
-        max_tokens = self._resolve_max_tokens(len(token_ids), params)
+        max_tokens = resolve_max_tokens(self._model.max_model_len, len(token_ids), params)
         text = ask.prompt if isinstance(ask.prompt, str) else None
         if text is not None and len(token_ids) < len(given):
             text = self._model.tokenizer.decode(token_ids, skip_special_tokens=False)
@@ -169,46 +169,16 @@ class InputProcessor:
         """Refuse text that cannot fit even if every token were the vocabulary's longest, before megabytes are tokenised."""
         least = len(text) // self._model.longest_token_chars
         if least >= self._model.max_model_len:
-            raise self._too_long(f"your prompt contains at least {least} input tokens")
+            raise _too_long(self._model.max_model_len, f"your prompt contains at least {least} input tokens")
 
     def _truncate(self, token_ids: list[int], params: SamplingParams) -> list[int]:
-        keep = params.truncate_prompt_tokens
-        if keep is None:
-            return token_ids
-        if keep == -1:
-            keep = max(1, self._model.max_model_len - (params.max_tokens or 1))
-        return token_ids[-keep:]
+        keep = num_prompt_tokens_kept(self._model.max_model_len, params)
+        return token_ids if keep is None else token_ids[-keep:]
 
     def _check_token_ids(self, token_ids: list[int]) -> None:
         if not token_ids:
             raise InvalidRequestError("The prompt is empty; it must hold at least one token.", "prompt")
         self._check_vocabulary("prompt", token_ids)
-
-    def _resolve_max_tokens(self, num_prompt_tokens: int, params: SamplingParams) -> int:
-        left = self._model.max_model_len - num_prompt_tokens
-        if left < 1:
-            raise self._too_long(f"your prompt contains {num_prompt_tokens} input tokens")
-        if params.max_tokens is None:
-            if params.min_tokens > left:
-                raise InvalidRequestError(
-                    f"min_tokens ({params.min_tokens}) exceeds the {left} tokens that the context leaves after the prompt.", "min_tokens"
-                )
-            return left
-        if params.max_tokens > left:
-            raise self._too_long(
-                f"you requested {params.max_tokens} output tokens and your prompt contains {num_prompt_tokens} input tokens, "
-                f"for a total of {params.max_tokens + num_prompt_tokens} tokens",
-                "max_tokens",
-            )
-        return params.max_tokens
-
-    def _too_long(self, what: str, param: str = "prompt") -> InvalidRequestError:
-        advice = "the length of the input prompt" + (" or the number of requested output tokens" if param == "max_tokens" else "")
-        return InvalidRequestError(
-            f"This model's maximum context length is {self._model.max_model_len} tokens. However, {what}. Please reduce {advice}.",
-            param,
-            "context_length_exceeded",
-        )
 
     # ---- the parameters ----------------------------------------------------------------------------------------------
 
@@ -285,6 +255,46 @@ class InputProcessor:
         if params.logprobs is None and params.num_sequences > params.n:
             changes["logprobs"] = 0  # the best are chosen by them
         return msgspec.structs.replace(params, **changes) if changes else params
+
+
+def num_prompt_tokens_kept(max_model_len: int, params: SamplingParams) -> int | None:
+    """How many last tokens of the prompt ``truncate_prompt_tokens`` keeps; None is all."""
+    keep = params.truncate_prompt_tokens
+    return max(1, max_model_len - (params.max_tokens or 1)) if keep == -1 else keep
+
+
+def resolve_max_tokens(max_model_len: int, num_prompt_tokens: int, params: SamplingParams) -> int:
+    """Most tokens that may follow a prompt.
+
+    Raises:
+        InvalidRequestError: the context cannot hold the prompt, or not what was asked for after it.
+    """
+    left = max_model_len - num_prompt_tokens
+    if left < 1:
+        raise _too_long(max_model_len, f"your prompt contains {num_prompt_tokens} input tokens")
+    if params.max_tokens is None:
+        if params.min_tokens > left:
+            raise InvalidRequestError(
+                f"min_tokens ({params.min_tokens}) exceeds the {left} tokens that the context leaves after the prompt.", "min_tokens"
+            )
+        return left
+    if params.max_tokens > left:
+        raise _too_long(
+            max_model_len,
+            f"you requested {params.max_tokens} output tokens and your prompt contains {num_prompt_tokens} input tokens, "
+            f"for a total of {params.max_tokens + num_prompt_tokens} tokens",
+            "max_tokens",
+        )
+    return params.max_tokens
+
+
+def _too_long(max_model_len: int, what: str, param: str = "prompt") -> InvalidRequestError:
+    advice = "the length of the input prompt" + (" or the number of requested output tokens" if param == "max_tokens" else "")
+    return InvalidRequestError(
+        f"This model's maximum context length is {max_model_len} tokens. However, {what}. Please reduce {advice}.",
+        param,
+        "context_length_exceeded",
+    )
 
 
 def check_text(name: str, text: Any, most: int | None = None) -> None:

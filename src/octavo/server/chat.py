@@ -10,6 +10,7 @@ from octavo.frontend.outputs import CompletionOutput, RequestOutput, SequenceDel
 from octavo.sampling_params import SamplingParams
 from octavo.server.chat_answer import AnswerPart, AnswerReader, CallPart, plan_answer
 from octavo.server.chat_form import answer_form
+from octavo.server.explain import explain_of
 from octavo.server.generation import Generation, Job, Piece
 from octavo.server.logprobs import chat_logprobs, prompt_logprobs_by_id
 from octavo.server.protocol import ChatCompletionRequest
@@ -25,7 +26,7 @@ from octavo.server.responses import (
     ToolCallDelta,
     ToolCallFunction,
 )
-from octavo.server.sampling import sampling_params
+from octavo.server.sampling import beam_length_penalty, sampling_params
 from octavo.server.stream import usage_of
 from octavo.server.stream_options import StreamUsage
 from octavo.server.structured_fields import form_field
@@ -69,6 +70,7 @@ class ChatDialect:
             add_special_tokens=bool(body.add_special_tokens),
             priority=body.priority or 0,
             cache_salt=body.cache_salt or "",
+            length_penalty=beam_length_penalty(body, params),
             form_field=form_field(body) or ("tools" if params.structured_outputs is not None else None),
         )
 
@@ -88,15 +90,18 @@ class ChatDialect:
             yield chunk
 
     def closing(self, generation: Generation) -> Iterator[ChatCompletionChunk]:
-        """The usage, where it was asked for."""
-        if self._usage.at_end:
-            yield self._chunk([], generation, usage=True)
+        """The usage and the explanation, where they were asked for."""
+        if self._usage.at_end or self._body.explain:
+            chunk = self._chunk([], generation, usage=self._usage.at_end)
+            chunk.explain = explain_of(self._body, generation)
+            yield chunk
 
     def result(self, outputs: list[RequestOutput], generation: Generation) -> ChatCompletionResponse:
         """All answers at once."""
         output = outputs[0]
         choices = [self._whole_choice(made) for made in output.outputs]
         made = ChatCompletionResponse(self.job.request_id, self.job.created, self._name, choices, usage_of(generation))
+        made.explain = explain_of(self._body, generation)
         if self._body.prompt_logprobs is not None:
             made.prompt_logprobs = prompt_logprobs_by_id(output.prompt_logprobs or [], self._body.prompt_logprobs)
         if self._body.return_token_ids:
@@ -152,7 +157,9 @@ class ChatDialect:
         return chunk
 
     def _logprobs(self, made: CompletionOutput | SequenceDelta) -> ChatLogprobs | None:
-        return chat_logprobs(made.logprobs, self._top, self._token_bytes) if made.logprobs else None
+        if not made.logprobs:
+            return None
+        return chat_logprobs(made.logprobs, self._top, self._token_bytes, as_ids=bool(self._body.return_tokens_as_token_ids))
 
 
 def _call_delta(call: CallPart) -> ToolCallDelta:

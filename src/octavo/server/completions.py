@@ -10,11 +10,12 @@ from msgspec import UNSET
 from octavo.errors import InvalidRequestError
 from octavo.frontend.outputs import CompletionOutput, PositionLogprobs, RequestOutput, SequenceDelta
 from octavo.sampling_params import SamplingParams
+from octavo.server.explain import explain_of
 from octavo.server.generation import Generation, Job, Piece
 from octavo.server.logprobs import LegacyLogprobs, prompt_logprobs_by_id
 from octavo.server.protocol import CompletionRequest, Prompts
 from octavo.server.responses import CompletionChoice, CompletionLogprobs, CompletionResponse
-from octavo.server.sampling import sampling_params
+from octavo.server.sampling import beam_length_penalty, sampling_params
 from octavo.server.stream import usage_of
 from octavo.server.stream_options import StreamUsage
 from octavo.server.structured_fields import form_field
@@ -55,6 +56,7 @@ class CompletionDialect:
             add_special_tokens=body.add_special_tokens is not False,
             priority=body.priority or 0,
             cache_salt=body.cache_salt or "",
+            length_penalty=beam_length_penalty(body, params),
             form_field=form_field(body),
         )
         self._legacy: dict[int, LegacyLogprobs] = {}
@@ -70,9 +72,11 @@ class CompletionDialect:
                 yield self._response([choice], generation, usage=self._usage.in_chunks)
 
     def closing(self, generation: Generation) -> Iterator[CompletionResponse]:
-        """The usage, where it was asked for."""
-        if self._usage.at_end:
-            yield self._response([], generation, usage=True)
+        """The usage and the explanation, where they were asked for."""
+        if self._usage.at_end or self._body.explain:
+            chunk = self._response([], generation, usage=self._usage.at_end)
+            chunk.explain = explain_of(self._body, generation)
+            yield chunk
 
     def result(self, outputs: list[RequestOutput], generation: Generation) -> CompletionResponse:
         """All choices at once."""
@@ -81,7 +85,9 @@ class CompletionDialect:
             if output.prompt_logprobs is not None:
                 self._prompt_logprobs[prompt] = output.prompt_logprobs
             choices.extend(self._choice(prompt, made, generation) for made in output.outputs)
-        return self._response(choices, generation, usage=True)
+        made = self._response(choices, generation, usage=True)
+        made.explain = explain_of(self._body, generation)
+        return made
 
     def _params(self, max_logprobs: int) -> SamplingParams:
         body = self._body
@@ -102,7 +108,7 @@ class CompletionDialect:
         """What is new of one choice; its first news starts with the prompt where that is to be echoed."""
         body, index = self._body, prompt * self._n + delta.index
         first = index not in self._legacy
-        legacy = self._legacy.setdefault(index, LegacyLogprobs(body.logprobs or 0))
+        legacy = self._legacy.setdefault(index, LegacyLogprobs(body.logprobs or 0, as_ids=bool(body.return_tokens_as_token_ids)))
         choice = CompletionChoice(index, delta.text, None, delta.finish_reason, delta.stop_reason)
         token_ids, positions = delta.token_ids, delta.logprobs or []
         if self._only_prompt:
@@ -124,7 +130,8 @@ class CompletionDialect:
     ) -> CompletionLogprobs | None:
         if not with_prompt:
             return legacy.shape(positions) if positions else None
-        first_token = self._model.tokenizer.token_text(generation.streams[prompt].prompt_token_ids[0])
+        token = generation.streams[prompt].prompt_token_ids[0]
+        first_token = (token, self._model.tokenizer.token_text(token))
         return legacy.shape([*self._prompt_logprobs.get(prompt, [None]), *positions], first_token)
 
     def _prompt_text(self, prompt: int, generation: Generation) -> str:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from msgspec import UNSET
 
 from octavo.frontend.outputs import CompletionOutput, PositionLogprobs, RequestOutput, SequenceDelta
+from octavo.server.explain import explain_of
 from octavo.server.generation import Generation, Job, Piece
 from octavo.server.logprobs import logprobs_by_id, prompt_logprobs_by_id
 from octavo.server.protocol import GenerateRequest
 from octavo.server.responses import GenerateChunk, GenerateResponse, IdLogprobs
-from octavo.server.sampling import sampling_params
+from octavo.server.sampling import beam_length_penalty, sampling_params
 from octavo.server.stream import usage_of
 from octavo.server.stream_options import StreamUsage
 from octavo.server.structured_fields import form_field
@@ -65,6 +66,7 @@ class GenerateDialect:
             add_special_tokens=verbatim,
             priority=body.priority or 0,
             cache_salt=body.cache_salt or "",
+            length_penalty=beam_length_penalty(body, params),
             form_field=form_field(body),
         )
 
@@ -94,12 +96,13 @@ class GenerateDialect:
         """The last line: the usage, and why each text ended."""
         options = self._body.stream_options
         usage = usage_of(generation, details=False) if options is None or options.include_usage is not False else UNSET
-        yield GenerateChunk([""] * self._n, self._name, usage, self._finish_reasons)
+        yield GenerateChunk([""] * self._n, self._name, usage, self._finish_reasons, explain=explain_of(self._body, generation))
 
     def result(self, outputs: list[RequestOutput], generation: Generation) -> GenerateResponse:
         """All texts at once."""
         body, output = self._body, outputs[0]
         made = GenerateResponse([sequence.text for sequence in output.outputs], usage_of(generation, details=False), self._name)
+        made.explain = explain_of(body, generation)
         if body.logprobs is not None:
             made.logprobs = [self._logprobs(sequence) for sequence in output.outputs]
         if body.prompt_logprobs is not None:

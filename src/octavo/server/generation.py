@@ -6,7 +6,7 @@ import asyncio
 import functools
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from octavo.errors import EngineDeadError, InvalidRequestError, NotReadyError
+from octavo.frontend.beam_stream import submit_beams
 from octavo.frontend.outputs import PositionLogprobs, RequestDelta, RequestOutput, SequenceDelta
 from octavo.log import get_logger
 from octavo.sampling_params import SamplingParams
+from octavo.server.request_log import log_end
 from octavo.server.request_metrics import RequestFollower
 from octavo.server.service import Service
 
@@ -40,6 +42,7 @@ class Job:
         caps_default: whether ``params.max_tokens`` is a default, which then yields to what the context leaves; a number that the
             client asked for and the context cannot hold is refused.
         add_special_tokens: whether tokenising a text adds the model's special tokens.
+        length_penalty: of a beam search ``params.n`` wide; None is no beam search.
         form_field: the field of the request that ``params.structured_outputs`` comes from, for errors.
     """
 
@@ -50,6 +53,7 @@ class Job:
     add_special_tokens: bool
     priority: int
     cache_salt: str
+    length_penalty: float | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     form_field: str | None = None
 
@@ -72,15 +76,20 @@ class Piece:
 class Generation:
     """A job under way. ``async with`` it: whatever has not ended at the exit is aborted at once.
 
+    Args:
+        route: the path that the request came by, for the log.
+
     Attributes:
+        streams, followers: one a prompt.
         prompt_tokens, completion_tokens, cached_tokens: the usage so far, over all prompts.
     """
 
-    def __init__(self, service: Service, job: Job) -> None:
+    def __init__(self, service: Service, job: Job, route: str = "") -> None:
         self.job = job
+        self._route = route
         self.streams: list[RequestStream] = []
         self._service = service
-        self._followers: list[RequestFollower] = []
+        self.followers: list[RequestFollower] = []
         self._open = False
 
     @property
@@ -89,11 +98,11 @@ class Generation:
 
     @property
     def completion_tokens(self) -> int:
-        return sum(follower.generated for follower in self._followers)
+        return sum(follower.generated for follower in self.followers)
 
     @property
     def cached_tokens(self) -> int:
-        return sum(follower.cached for follower in self._followers)
+        return sum(follower.cached for follower in self.followers)
 
     async def start(self) -> None:
         """Submit every prompt; returns once all are accepted.
@@ -114,7 +123,7 @@ class Generation:
                 arrival = time.monotonic()
                 stream = await self._submit(prompt, engine_id)
                 self.streams.append(stream)
-                self._followers.append(self._follow(engine_id, len(stream.prompt_token_ids), arrival))
+                self.followers.append(self._follow(engine_id, len(stream.prompt_token_ids), arrival))
         except BaseException:
             self.close()
             raise
@@ -127,9 +136,14 @@ class Generation:
 
     async def _submit(self, prompt: str | list[int], engine_id: str) -> RequestStream:
         job = self.job
+        client = self._service.client
+        if job.length_penalty is None:
+            begin: Callable[..., Awaitable[RequestStream]] = client.submit
+        else:
+            begin = functools.partial(submit_beams, client, length_penalty=job.length_penalty)
         submit = functools.partial(
-            self._service.client.submit,
-            prompt,
+            begin,
+            prompt=prompt,
             request_id=engine_id,
             priority=job.priority,
             cache_salt=job.cache_salt,
@@ -152,10 +166,11 @@ class Generation:
 
     def close(self, reason: str = "abort") -> None:
         """Abort what has not ended, and count it under ``reason``. Idempotent."""
-        for stream, follower in zip(self.streams, self._followers, strict=True):
+        for stream, follower in zip(self.streams, self.followers, strict=True):
             if not follower.ended:
                 stream.abort()
                 follower.end(reason, None)
+                self._log(follower)
         if self._open:
             self._open = False
             self._service.in_flight -= 1
@@ -172,12 +187,12 @@ class Generation:
                 yield self._take(0, delta)
                 if delta.finished:
                     break
-            if not self._followers[0].ended:
+            if not self.followers[0].ended:
                 raise self._cut_short()
             return
         async for index, delta in _merged(self.streams):
             yield self._take(index, delta)
-        if not all(follower.ended for follower in self._followers):
+        if not all(follower.ended for follower in self.followers):
             raise self._cut_short()
 
     async def collect(self) -> list[RequestOutput]:
@@ -192,7 +207,10 @@ class Generation:
         return [collector.output() for collector in collectors]
 
     def _take(self, index: int, delta: RequestDelta) -> Piece:
-        self._followers[index].take(delta)
+        follower = self.followers[index]
+        follower.take(delta)
+        if follower.ended:
+            self._log(follower)
         for sequence in delta.sequences:
             if sequence.finish_reason == "error":
                 if isinstance(sequence.stop_reason, str):  # the engine refused the request, and says why
@@ -201,6 +219,10 @@ class Generation:
             if sequence.finish_reason == "abort":
                 raise self._cut_short()
         return Piece(index, delta.sequences, delta.prompt_logprobs)
+
+    def _log(self, follower: RequestFollower) -> None:
+        if self._service.options.enable_log_requests:
+            log_end(self._route, next(iter(self._service.names), ""), self.job.params, self.job.length_penalty, follower)
 
     def _cut_short(self) -> NotReadyError:
         phase = self._service.client.phase

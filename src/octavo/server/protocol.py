@@ -68,12 +68,15 @@ class SamplingFields(Body):
     guided_regex: str | None = Field(default=None, description="structured_outputs.regex under its older name.")
     guided_choice: list[str] | None = Field(default=None, description="structured_outputs.choice under its older name.")
     guided_grammar: str | None = Field(default=None, description="structured_outputs.grammar under its older name.")
+    use_beam_search: bool | None = Field(default=None, description="Return the n likeliest answers rather than draw any.")
+    length_penalty: float | None = Field(default=None, description="Of a beam search: above 1 favours long answers (1).")
 
     stream: bool | None = Field(default=None, description="Send the answer while it is made.")
     stream_options: StreamOptions | None = None
     priority: int | None = Field(default=None, description="Smaller runs earlier, under --scheduling-policy priority.")
     request_id: str | None = Field(default=None, description="Part of the answer's id and of log lines.")
     cache_salt: str | None = Field(default=None, description="Requests share cached prompts only with the same salt.")
+    explain: bool | None = Field(default=None, description="Return where the request's time went.")
     return_token_ids: bool | None = Field(default=None, description="Return the token ids of prompt and answer too.")
 
 
@@ -83,6 +86,7 @@ class CompletionRequest(SamplingFields):
     prompt: Prompts = Field(description="A string, a list of strings, token ids, or a list of those.")
     echo: bool | None = Field(default=None, description="Put the prompt before the text.")
     logprobs: int | None = Field(default=None, description="Log probabilities of that many tokens at each position.")
+    return_tokens_as_token_ids: bool | None = Field(default=None, description="Name tokens in logprobs as token_id:ID.")
     add_special_tokens: bool | None = Field(default=None, description="Add the tokens a prompt starts with, such as BOS (true).")
 
 
@@ -135,6 +139,7 @@ class ChatCompletionRequest(TemplateFields, SamplingFields):
     parallel_tool_calls: bool | None = Field(default=None, description="Whether an answer may make several calls (true).")
     include_reasoning: bool | None = Field(default=None, description="Return the reasoning of a model that reasons (true).")
     top_logprobs: int | None = Field(default=None, description="That many most likely tokens at each position; needs logprobs.")
+    return_tokens_as_token_ids: bool | None = Field(default=None, description="Name tokens in logprobs as token_id:ID.")
     add_special_tokens: bool | None = Field(default=None, description="Add special tokens besides those of the chat template (false).")
 
 

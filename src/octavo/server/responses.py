@@ -24,6 +24,17 @@ class Usage(msgspec.Struct):
     prompt_tokens_details: PromptTokensDetails | UnsetType = UNSET
 
 
+class Explain(msgspec.Struct):
+    """Where a request's time went, in milliseconds; null where it did not get that far."""
+
+    queue_ms: float | None
+    prefill_ms: float | None
+    decode_ms: float | None
+    ttft_ms: float | None
+    cached_tokens: int
+    preemptions: int
+
+
 class LogprobEntry(msgspec.Struct):
     """One candidate token at one position, keyed by its id in a dictionary."""
 
@@ -69,6 +80,7 @@ class CompletionResponse(msgspec.Struct):
     choices: list[CompletionChoice]
     object: str = "text_completion"
     usage: Usage | UnsetType = UNSET
+    explain: Explain | UnsetType = UNSET
 
 
 # ---- chat ------------------------------------------------------------------------------------------------------------
@@ -152,6 +164,7 @@ class ChatCompletionResponse(msgspec.Struct):
     object: str = "chat.completion"
     prompt_logprobs: list[IdLogprobs | None] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
+    explain: Explain | UnsetType = UNSET
 
 
 class ChatDelta(msgspec.Struct):
@@ -185,6 +198,7 @@ class ChatCompletionChunk(msgspec.Struct):
     usage: Usage | UnsetType = UNSET
     prompt_logprobs: list[IdLogprobs | None] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
+    explain: Explain | UnsetType = UNSET
 
 
 # ---- /generate -------------------------------------------------------------------------------------------------------
@@ -200,6 +214,7 @@ class GenerateResponse(msgspec.Struct):
     prompt_logprobs: list[IdLogprobs | None] | UnsetType = UNSET
     token_ids: list[list[int]] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
+    explain: Explain | UnsetType = UNSET
 
 
 class GenerateChunk(msgspec.Struct):
@@ -213,6 +228,7 @@ class GenerateChunk(msgspec.Struct):
     prompt_logprobs: list[IdLogprobs | None] | UnsetType = UNSET
     token_ids: list[list[int]] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
+    explain: Explain | UnsetType = UNSET
 
 
 # ---- the rest --------------------------------------------------------------------------------------------------------

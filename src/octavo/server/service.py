@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from starlette.requests import Request
 
 from octavo.config import EngineOptions, ServerOptions
+from octavo.engine.messages import EngineStats
 from octavo.errors import ModelNotFoundError, NotReadyError, QueueFullError
 from octavo.metrics import EngineFigures, Metrics
 from octavo.server.tracing import Tracing
@@ -39,7 +40,7 @@ class Service:
         self.in_flight = 0
         self.started = int(time.time())
         self._in_line = 0
-        self._counted_steps = 0
+        client.on_step = self._count_step
 
     @property
     def names(self) -> list[str]:
@@ -106,11 +107,8 @@ class Service:
             }
         return metrics
 
-    def count_step(self) -> None:
-        """Count the engine's latest step, where it has not been counted yet."""
-        stats = self.client.stats
-        if stats.steps != self._counted_steps:
-            self._counted_steps = stats.steps
+    def _count_step(self, stats: EngineStats) -> None:
+        if stats.step_tokens:
             self.metrics.iteration_tokens.observe(stats.step_tokens)
 
     def _check_name(self, name: str | None) -> None:

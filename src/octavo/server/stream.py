@@ -82,7 +82,7 @@ async def answer(request: Request, service: Service, dialect: Dialect, framing: 
         OctavoError: nothing was generated, and why.
         ClientDisconnectedError: the client went away; what ran for it was aborted.
     """
-    generation = Generation(service, dialect.job)
+    generation = Generation(service, dialect.job, request.scope["route"].path)
     async with WhileConnected(request.receive):
         await generation.start()
         if framing is not None:
