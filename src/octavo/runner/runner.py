@@ -100,6 +100,10 @@ class Runner:
                 sampled.append(SampledToken(state.seq_id, token, logprobs))
                 if state.grammar is not None and state.grammar.complete:
                     complete.append(state.seq_id)
+        going_on = [
+            state.grammar for _, state in zip(step.sample_rows, step.states, strict=True) if state.grammar and not state.grammar.complete
+        ]
+        self.inputs.grammars.prepare(going_on)
         return StepResult(sampled, {}, failed, reasons, complete)
 
     def _prompt_logprobs(self, hidden: torch.Tensor, scheduled: list[ScheduledSequence]) -> dict[int, list[TokenLogprobs]]:

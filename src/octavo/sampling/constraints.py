@@ -22,7 +22,7 @@ import torch
 
 from octavo.batch import NewSequence
 from octavo.errors import InvalidRequestError
-from octavo.sampling.grammar import BoolArray, without
+from octavo.sampling.grammar import without
 
 IntArray = npt.NDArray[np.int64]
 
@@ -84,14 +84,13 @@ class Constraints:
         left = self.num_allowed > len(banned) or (self.allowed is not None and not self.allowed_set <= banned)
         return banned if left else set()
 
-    def within(self, form: BoolArray, output: IntArray) -> BoolArray:
-        """The ids [V] that may follow, of those the form allows."""
+    def within(self, form: IntArray, output: IntArray) -> IntArray:
+        """The ids that may follow, of those the form allows."""
         if self.allowed is not None:
-            both = np.zeros_like(form)
-            both[self.allowed.numpy()] = form[self.allowed.numpy()]
-            form = both if both.any() else form
+            both = form[np.isin(form, self.allowed.numpy())]
+            form = both if len(both) else form
         banned = self._bans(output)
-        return without(form, list(banned)) if banned else form
+        return without(form, banned) if banned else form
 
     def _bans(self, output: IntArray) -> set[int]:
         banned = set(self.endings) if len(output) < self.min_tokens else set()
@@ -129,18 +128,25 @@ def apply_constraints(logits: torch.Tensor, entries: Sequence[tuple[int, Constra
         flat.index_fill_(0, torch.tensor(banned, device=logits.device), float("-inf"))
 
 
-def apply_form(logits: torch.Tensor, form: BoolArray, constraints: Constraints | None, output: IntArray) -> None:
+def apply_form(logits: torch.Tensor, form: IntArray, constraints: Constraints | None, output: IntArray) -> None:
     """Bias and forbid in place where the output is held to a form.
 
     Args:
         logits: float32 [V], one row.
-        form: the ids that the form allows, at least one; ids beyond those it speaks of are forbidden.
+        form: the ids that the form allows, all below V.
         constraints: the request's own. output: the token ids so far.
     """
     if constraints is not None:
         form = constraints.within(form, output)
         for token, bias in constraints.bias.items():
             logits[token] += bias
-    forbidden = np.ones(len(logits), dtype=np.bool_)
-    np.logical_not(form[: len(logits)], out=forbidden[: len(form)])
-    logits.masked_fill_(torch.from_numpy(forbidden).to(logits.device), float("-inf"))
+    if logits.is_cpu:  # numpy takes a tenth of torch's time for rows this short
+        row = logits.numpy()
+        kept = row[form]
+        row.fill(-np.inf)
+        row[form] = kept
+    else:
+        ids = torch.from_numpy(form).to(logits.device)
+        values = logits[ids]
+        logits.fill_(float("-inf"))
+        logits[ids] = values

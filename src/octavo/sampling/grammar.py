@@ -1,8 +1,8 @@
 """Holding outputs to a form: one matcher a sequence, whose mask of allowed tokens is computed while the model runs.
 
-As soon as a sequence has its token, its matcher starts on the mask for the next one, in a thread and without the GIL; the sampler
-joins it when the logits are there. A mask depends on the form and the output so far alone, so that tokens stay the same whatever
-runs beside them.
+As soon as a step's sequences have their tokens, their matchers start on the masks for the next ones, in threads and mostly without the
+GIL; the sampler joins them when the logits are there. A mask depends on the form and the output so far alone, so that tokens stay the
+same whatever runs beside them.
 
 Where a form starts after a marker (``</think>``), tokens that hold the marker's end and more are forbidden before it: the form
 begins at a token's start.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -28,12 +28,14 @@ from octavo.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
-BoolArray = npt.NDArray[np.bool_]
+IntArray = npt.NDArray[np.int64]
 
 KEPT_MATCHERS = 64
 """Compiled forms kept for further sequences."""
 
 MASK_THREADS = 4
+MASKS_A_TASK = 8
+"""Masks that a thread is given at a time: most take 20 microseconds, about as long as handing one over."""
 COMPILE_THREADS = 2
 """Compiling has threads of its own: a form that takes long must not hold up the masks of running sequences."""
 
@@ -124,6 +126,14 @@ class Grammars:
                 self._compiled.popitem(last=False)
         return self._compiled[key]
 
+    def prepare(self, states: Sequence[GrammarState]) -> None:
+        """Start on the next masks of sequences that have taken in their tokens."""
+        for start in range(0, len(states), MASKS_A_TASK):
+            some = states[start : start + MASKS_A_TASK]
+            task = self.mask_pool.submit(_fill, some)
+            for state in some:
+                state._task = task
+
     def state(self, form: StructuredOutputs, output: Sequence[int], *, ignore_eos: bool) -> GrammarState:
         """The state of a sequence.
 
@@ -142,7 +152,20 @@ class GrammarState:
         complete: whether the form is fulfilled and nothing may follow: the sequence is to end.
     """
 
-    __slots__ = ("_allowed", "_begun", "_error", "_form", "_grammars", "_ignore_eos", "_marker", "_matcher", "_tail", "_task", "complete")
+    __slots__ = (
+        "_allowed",
+        "_begun",
+        "_error",
+        "_form",
+        "_grammars",
+        "_ignore_eos",
+        "_marker",
+        "_matcher",
+        "_stale",
+        "_tail",
+        "_task",
+        "complete",
+    )
 
     def __init__(self, grammars: Grammars, form: StructuredOutputs, output: Sequence[int], *, ignore_eos: bool) -> None:
         self._grammars = grammars
@@ -152,79 +175,90 @@ class GrammarState:
         self._begun = not self._marker
         self._tail = b""
         self._error: str | None = None
-        self._allowed: BoolArray | None = None
-        self.complete = False
+        self._allowed: IntArray | None = None
+        self._stale = True
         self._matcher: LLMatcher | None = None
-        template = grammars.compile(form)
-        self._task = grammars.mask_pool.submit(self._begin, template, output)
+        self.complete = False
+        self._task: Future[None] | None = grammars.mask_pool.submit(self._begin, grammars.compile(form), output)
 
     def error(self) -> str | None:
-        """Why no token can be drawn, if none can: waits for the mask."""
-        try:
-            self._task.result()
-        except InvalidRequestError as error:
-            return str(error)
+        """Why no token can be drawn, if none can; waits for the mask."""
+        self._join()
         return self._error
 
-    def mask(self) -> BoolArray | None:
-        """The tokens that may come next, bool [V]; at least one. None where all may. Waits for it to be computed."""
-        self._task.result()
+    def mask(self) -> IntArray | None:
+        """The tokens that may come next, int64, rising, at least one; None where all may. Waits for it to be computed."""
+        self._join()
         return self._allowed
 
     def advance(self, token: int) -> None:
-        """Take in the token that was drawn under ``mask``, and start on the next mask."""
-        self._task.result()
+        """Take in the token that was drawn under ``mask``. ``Grammars.prepare`` then starts on the next mask."""
+        self._join()
         self._take(token)
-        if not self.complete and self._error is None:
-            self._task = self._grammars.mask_pool.submit(self._fill)
+
+    def _join(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            task.result()
+        self.fill()
+
+    def fill(self) -> None:
+        """Compute the mask of the next token, if that has not been done."""
+        if not self._stale or self.complete or self._error is not None:
+            return
+        vocabulary = self._grammars.reader.vocabulary
+        self._allowed = self._within_form(vocabulary) if self._begun else self._before_form(vocabulary)
+        self._stale = False
 
     def _begin(self, template: Future[LLMatcher], output: Sequence[int]) -> None:
-        self._matcher = template.result().deep_copy()
+        try:
+            self._matcher = template.result().deep_copy()
+        except InvalidRequestError as error:
+            self._error = str(error)
+            return
         for token in output:
             self._take(token)
-        if self._error is None:
-            self._fill()
+        self.fill()
 
     def _take(self, token: int) -> None:
-        reader, matcher = self._grammars.reader, self._matcher
+        vocabulary, matcher = self._grammars.reader.vocabulary, self._matcher
         assert matcher is not None
+        self._stale = True
         if self._begun:
             if matcher.consume_token(token):
                 self.complete = matcher.is_stopped()
             else:
                 self._fail(matcher)
             return
-        text = self._tail + (reader.vocabulary.tokens[token] if token < len(reader.vocabulary.tokens) else b"")
+        text = self._tail + (vocabulary.tokens[token] if token < len(vocabulary.tokens) else b"")
         self._begun = self._marker in text
         self._tail = text[-len(self._marker) :]
 
-    def _fill(self) -> None:
-        """Compute the mask of the next token."""
-        vocabulary = self._grammars.reader.vocabulary
-        if not self._begun:
-            self._allowed = self._free(vocabulary)
-            return
+    def _within_form(self, vocabulary: Vocabulary) -> IntArray:
         matcher = self._matcher
         assert matcher is not None
-        allowed = np.frombuffer(matcher.compute_logit_bias(), dtype=np.uint8)[: len(vocabulary.tokens)] != 0
-        if matcher.is_error() or not allowed.any():
+        bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+        allowed = np.flatnonzero(np.unpackbits(bits, count=len(vocabulary.tokens), bitorder="little"))
+        if matcher.is_error() or not len(allowed):
             self._fail(matcher)
-            return
-        self._allowed = without(allowed, vocabulary.eos_token_ids) if self._ignore_eos else allowed
+        return without(allowed, vocabulary.eos_token_ids) if self._ignore_eos else allowed
 
-    def _free(self, vocabulary: Vocabulary) -> BoolArray | None:
-        """The mask before the form begins."""
+    def _before_form(self, vocabulary: Vocabulary) -> IntArray | None:
         banned = self._grammars.reader.straddling(self._marker, self._tail)
         if self._ignore_eos:
             banned += vocabulary.eos_token_ids
-        return without(np.ones(len(vocabulary.tokens), dtype=np.bool_), banned) if banned else None
+        return without(np.arange(len(vocabulary.tokens)), banned) if banned else None
 
     def _fail(self, matcher: LLMatcher) -> None:
         self._error = str(cannot_hold(self._form, matcher.get_error() or "no token of the vocabulary can go on with it"))
 
 
-def without(allowed: BoolArray, banned: Sequence[int]) -> BoolArray:
-    """``allowed`` [V] less the ids ``banned``; as it was where that would leave nothing. Ids of V or more are left out."""
-    left = allowed.copy()
-    left[[token for token in banned if token < len(left)]] = False
-    return left if left.any() else allowed
+def _fill(states: Sequence[GrammarState]) -> None:
+    for state in states:
+        state.fill()
+
+
+def without(allowed: IntArray, banned: Collection[int]) -> IntArray:
+    """The ids ``allowed`` less the ``banned`` ones; all of them where that would leave none."""
+    left = allowed[np.isin(allowed, list(banned), invert=True)]
+    return left if len(left) else allowed
