@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from octavo.engine.messages import RequestTimes
 from octavo.errors import EngineDeadError, InvalidRequestError, NotReadyError
 from octavo.frontend.outputs import PositionLogprobs, RequestDelta, RequestOutput, SequenceDelta
 from octavo.log import get_logger
@@ -72,11 +73,13 @@ class Generation:
 
     Attributes:
         prompt_tokens, completion_tokens, cached_tokens: the usage so far, over all prompts.
+        times: of the prompt that ended last, as far as the engine told; None before.
     """
 
     def __init__(self, service: Service, job: Job) -> None:
         self.job = job
         self.streams: list[RequestStream] = []
+        self.times: RequestTimes | None = None
         self._service = service
         self._followers: list[RequestFollower] = []
         self._open = False
@@ -183,6 +186,7 @@ class Generation:
 
     def _take(self, index: int, delta: RequestDelta) -> Piece:
         self._followers[index].take(delta)
+        self.times = delta.times or self.times
         for sequence in delta.sequences:
             if sequence.finish_reason == "error":
                 if isinstance(sequence.stop_reason, str):  # the engine refused the request, and says why

@@ -10,7 +10,6 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from octavo.server import protocol
 from octavo.server.errors import ErrorBody
 
 _REF = "#/components/schemas/"
@@ -24,13 +23,7 @@ _STATUSES = {
     500: "Internal error",
     503: "Loading, draining or restarting; see Retry-After",
 }
-_REQUESTS: list[type[BaseModel]] = [
-    protocol.CompletionRequest,
-    protocol.ChatCompletionRequest,
-    protocol.GenerateRequest,
-    protocol.TokenizeRequest,
-    protocol.DetokenizeRequest,
-]
+_requests: dict[str, type[BaseModel]] = {}
 _responses: dict[str, type[msgspec.Struct]] = {ErrorBody.__name__: ErrorBody}
 
 
@@ -45,6 +38,7 @@ def describe_route(request: type[BaseModel] | None, response: type[msgspec.Struc
     answers: dict[int | str, dict[str, Any]] = {200: {"description": "The answer", "content": _json(response.__name__)}}
     extra: dict[str, Any] = {}
     if request is not None:
+        _requests[request.__name__] = request
         extra["requestBody"] = {"required": True, "content": _json(request.__name__)}
         answers |= {status: {"description": text, "content": _json(ErrorBody.__name__)} for status, text in _STATUSES.items()}
     return {"response_model": None, "openapi_extra": {**extra, "responses": {str(status): body for status, body in answers.items()}}}
@@ -64,7 +58,7 @@ def install(app: FastAPI) -> None:
 
 
 def _schemas() -> dict[str, Any]:
-    _, definitions = models_json_schema([(model, "validation") for model in _REQUESTS], ref_template=_REF + "{model}")
+    _, definitions = models_json_schema([(model, "validation") for model in _requests.values()], ref_template=_REF + "{model}")
     _, components = msgspec.json.schema_components(list(_responses.values()), ref_template=_REF + "{name}")
     return {**definitions["$defs"], **components}
 

@@ -73,10 +73,12 @@ NEVER = {"chat_template": "A chat template is never taken from a request; the se
 def check(body: BaseModel) -> None:
     """Refuse the fields of a body (and of its messages) that are unknown or cannot be honoured.
 
+    A body of another API brings its own table of them, as ``not_yet``.
+
     Raises:
         InvalidRequestError: naming the field.
     """
-    _check_extra(body, NOT_YET, "")
+    _check_extra(body, getattr(body, "not_yet", NOT_YET), "")
     for index, message in enumerate(getattr(body, "messages", None) or ()):
         _check_extra(message, MESSAGE_NOT_YET, f"messages[{index}].")
 
