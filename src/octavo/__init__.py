@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from octavo.frontend.outputs import CompletionOutput, RequestOutput
     from octavo.llm import LLM
     from octavo.sampling_params import SamplingParams
+    from octavo.structured_outputs import StructuredOutputs
 
 __version__ = "0.1.0"
 
@@ -19,11 +20,12 @@ _HOMES = {
     "LLM": "octavo.llm",
     "AsyncLLM": "octavo.async_llm",
     "SamplingParams": "octavo.sampling_params",
+    "StructuredOutputs": "octavo.structured_outputs",
     "RequestOutput": "octavo.frontend.outputs",
     "CompletionOutput": "octavo.frontend.outputs",
 }
 
-__all__ = ["LLM", "AsyncLLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = ["LLM", "AsyncLLM", "CompletionOutput", "RequestOutput", "SamplingParams", "StructuredOutputs", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

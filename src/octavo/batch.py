@@ -95,9 +95,13 @@ class StepResult(msgspec.Struct, array_like=True):
         sampled: one entry for each scheduled sequence with ``samples``, in batch order.
         prompt_logprobs: for sequences that ask for them, those of the prompt positions the step computed: computing token
             ``i`` yields the log probabilities of prompt token ``i + 1``; the last prompt token yields none.
-        failed: sequences whose logits no token can be drawn from (NaN, infinite); they are not in ``sampled``.
+        failed: sequences whose logits no token can be drawn from (NaN, infinite), or whose grammar failed; they are not in ``sampled``.
+        reasons: what the client is to be told of a failed sequence, where there is something to tell.
+        complete: sequences whose form (``structured_outputs``) is fulfilled with the token they sampled: they end.
     """
 
     sampled: list[SampledToken]
     prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
     failed: list[int] = []
+    reasons: dict[int, str] = {}
+    complete: list[int] = []

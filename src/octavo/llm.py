@@ -62,6 +62,7 @@ class LLM:
         self._model = dataclasses.replace(served, max_model_len=self._engine.ready.max_model_len)
         self._inputs = InputProcessor(self._model, self._options)
         self._counter = itertools.count()
+        self._knows_vocabulary = False
         self._dead: str | None = None
 
     # ---- generation --------------------------------------------------------------------------------------------------
@@ -155,6 +156,7 @@ class LLM:
         if self._dead is not None:
             raise EngineDeadError(f"This LLM cannot be used any more: {self._dead}. Make a new one.")
         with _interrupt_between_steps() as interrupted, _Bar(show, requests) as bar:
+            self._tell_vocabulary(requests)
             run = _Run(self._engine, requests, self._model.tokenizer)
             try:
                 while not run.done:
@@ -168,6 +170,12 @@ class LLM:
                     run.abort()
                 raise
         return run.outputs()
+
+    def _tell_vocabulary(self, requests: list[PreparedRequest]) -> None:
+        """Once, before the first request whose output has to have a form."""
+        if not self._knows_vocabulary and any(request.params.structured_outputs is not None for request in requests):
+            self._engine.handle(self._inputs.vocabulary())
+            self._knows_vocabulary = True
 
     def _step(self) -> StepOutput:
         """One step. Whatever goes wrong in it leaves the engine in a state that nobody can vouch for."""

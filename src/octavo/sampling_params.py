@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from octavo.errors import InvalidRequestError
+from octavo.structured_outputs import StructuredOutputs
 
 MAX_N = 128
 """Most sequences one request may ask for (``n`` and ``best_of``)."""
@@ -37,6 +38,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
         include_stop_str_in_output: keep the stop string at the text's end.
         logit_bias: token id -> value added to its logit, clamped to [-100, 100].
         allowed_token_ids: the only ids that may be generated.
+        structured_outputs: the form that the output must have; None leaves it free.
         truncate_prompt_tokens: keep only that many last prompt tokens (-1: what the context allows); None never truncates.
 
     Raises:
@@ -67,6 +69,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     include_stop_str_in_output: bool = False
     logit_bias: dict[int, float] = {}
     allowed_token_ids: list[int] | None = None
+    structured_outputs: StructuredOutputs | None = None
     truncate_prompt_tokens: int | None = None
 
     def __post_init__(self) -> None:
@@ -130,6 +133,9 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
                 raise InvalidRequestError(f"logit_bias keys must be token ids; got {token!r}.", "logit_bias")
             _number("logit_bias", bias, -math.inf, math.inf)
         self.logit_bias = {token: min(100.0, max(-100.0, float(bias))) for token, bias in self.logit_bias.items()}
+        if not isinstance(self.structured_outputs, StructuredOutputs | None):
+            kind = type(self.structured_outputs).__name__
+            raise InvalidRequestError(f"structured_outputs must be a StructuredOutputs; got {kind}.", "structured_outputs")
         if self.allowed_token_ids is not None:
             if not self.allowed_token_ids:
                 raise InvalidRequestError("allowed_token_ids must not be empty.", "allowed_token_ids")

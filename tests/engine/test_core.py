@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from octavo.engine.messages import AbortSequences, AddRequest, Call, SequenceUpd
 from octavo.executor.base import Executor
 from octavo.models.hub import ModelFiles
 from octavo.sampling_params import SamplingParams
+from octavo.structured_outputs import StructuredOutputs
+from octavo.vocabulary import Vocabulary
 
 EOS = 2
 
@@ -24,12 +27,19 @@ class CountingExecutor(Executor):
     def __init__(self, *_: Any) -> None:
         self.open = True
         self.known: set[int] = set()
+        self.compiled: dict[bytes, Future[Any]] = {}
 
     def execute(self, batch: Batch) -> StepResult:
         self.known -= set(batch.dropped)
         self.known |= {new.seq_id for new in batch.new}
         assert {entry.seq_id for entry in batch.scheduled} <= self.known
         return StepResult([SampledToken(e.seq_id, 10 + e.num_computed + e.num_tokens) for e in batch.scheduled if e.samples])
+
+    def learn(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+
+    def compile(self, form: StructuredOutputs) -> Future[Any]:
+        return self.compiled.setdefault(form.key, Future())
 
     def shutdown(self) -> None:
         self.open = False

@@ -28,6 +28,7 @@ from octavo.server.auth import OPEN_PATHS
 from octavo.server.errors import AuthenticationError, BodyTooLargeError, ContentTypeError, describe
 from octavo.server.generation import MAX_PROMPTS
 from octavo.server.refused_fields import LABELS, MESSAGE_NOT_YET, NOT_YET
+from octavo.structured_outputs import MAX_CHOICES, MAX_CONSTRAINT_BYTES, MAX_REGEX_BYTES
 
 TEXT = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
 GENERATING = {"generate": "/generate", "completions": "/v1/completions", "chat": "/v1/chat/completions"}
@@ -243,6 +244,9 @@ def test_table_of_limits_has_the_numbers_of_the_code() -> None:
         f"| `n` and `best_of` | {MAX_N} |",
         f"| `stop` strings, `bad_words` | {MAX_STOP_STRINGS} each |",
         f"| `logit_bias` entries | {MAX_BIAS_ENTRIES} |",
+        f"| bytes of a JSON schema, of a grammar, of all choices | {MAX_CONSTRAINT_BYTES} |",
+        f"| bytes of a regular expression | {MAX_REGEX_BYTES} |",
+        f"| choices | {MAX_CHOICES} |",
         f"| log probabilities at a position | {ServerOptions().max_logprobs} (",
         f"| characters of `request_id` and `cache_salt` | {MAX_ID_CHARS} |",
         f"| requests that wait | {SchedulerOptions().max_num_queued_reqs} (",

@@ -90,9 +90,7 @@ async def test_unknown_field_is_400_with_the_nearest_known_one(url: str) -> None
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("tools", [{"type": "function"}]), ("tool_choice", "auto"), ("response_format", {"type": "json_object"}),
-        ("structured_outputs", {"json": {}}),
-        ("guided_json", {}), ("guided_regex", "a"), ("guided_choice", ["a"]), ("guided_grammar", "a"), ("use_beam_search", True),
+        ("tools", [{"type": "function"}]), ("tool_choice", "auto"), ("guided_decoding_backend", "xgrammar"), ("use_beam_search", True),
         ("length_penalty", 2.0), ("suffix", "x"), ("documents", [{}]), ("reasoning_effort", "low"), ("store", True), ("use_beam_search", 0),
         ("lora_request", {}), ("chat_template", "{{ 1 }}"),
     ],

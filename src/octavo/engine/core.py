@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Any
 
 from octavo.batch import Batch, NewSequence, ScheduledSequence
 from octavo.config import EngineOptions
@@ -34,11 +36,15 @@ from octavo.runner.device import resident_bytes, select_device
 from octavo.runner.memory_plan import gib, plan_memory
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler, SequenceProgress
+from octavo.vocabulary import Vocabulary
 
 logger = get_logger(__name__)
 
 RSS_EVERY = 32
 """Steps between two looks at the process's resident memory."""
+
+COMPILE_POLL_SECONDS = 0.01
+"""How long a step waits for a form to be compiled when nothing else can run."""
 
 
 def _no_progress(phase: str, fraction: float) -> None:
@@ -78,6 +84,7 @@ class EngineCore:
         self.stats = EngineStats(rss_bytes=resident_bytes())
         self._requests: dict[str, Request] = {}
         self._rejections: list[SequenceUpdate] = []
+        self._compiling: dict[str, tuple[Request, Future[Any]]] = {}
         self._unreported = False  # an abort changed the figures since the last output
         self._warm_up()
         self.ready = Ready(
@@ -96,12 +103,14 @@ class EngineCore:
             self._add(message)
         elif isinstance(message, AbortSequences):
             self._abort(message)
+        elif isinstance(message, Vocabulary):
+            self._executor.learn(message)
         elif isinstance(message, Call):
             return self._answer(message)
         return None
 
     def has_work(self) -> bool:
-        return bool(self._rejections) or self._unreported or self.scheduler.has_work()
+        return bool(self._rejections) or bool(self._compiling) or self._unreported or self.scheduler.has_work()
 
     def _add(self, message: AddRequest) -> None:
         request = Request(
@@ -115,15 +124,40 @@ class EngineCore:
             cache_salt=message.cache_salt,
             arrival_time=message.arrival_time,
         )
+        if request.params.structured_outputs is not None:
+            self._compiling[request.request_id] = (request, self._executor.compile(request.params.structured_outputs))
+        else:
+            self._enqueue(request)
+
+    def _enqueue(self, request: Request) -> None:
         try:
             self.scheduler.add(request)
         except InvalidRequestError as error:
-            update = SequenceUpdate(message.request_id, 0, [], finish_reason=FinishReason.ERROR.value, stop_reason=str(error))
-            self._rejections.append(update)
+            self._reject(request, error)
             return
         self._requests[request.request_id] = request
 
+    def _reject(self, request: Request, error: InvalidRequestError) -> None:
+        update = SequenceUpdate(request.request_id, 0, [], finish_reason=FinishReason.ERROR.value, stop_reason=str(error))
+        self._rejections.append(update)
+
+    def _enqueue_compiled(self) -> None:
+        """Let the requests into the queue whose forms are compiled by now; running ones never wait for that."""
+        if self._compiling and not self.scheduler.has_work():
+            wait([future for _, future in self._compiling.values()], COMPILE_POLL_SECONDS, FIRST_COMPLETED)
+        for request, future in [entry for entry in self._compiling.values() if entry[1].done()]:
+            del self._compiling[request.request_id]
+            error = future.exception()
+            if error is None:
+                self._enqueue(request)
+            elif isinstance(error, InvalidRequestError):
+                self._reject(request, error)
+            else:
+                raise error
+
     def _abort(self, message: AbortSequences) -> None:
+        if self._compiling.pop(message.request_id, None) is not None:
+            self._unreported = True
         request = self._requests.get(message.request_id)
         if request is not None:
             self.scheduler.abort(message.request_id, tuple(message.indices))
@@ -144,12 +178,13 @@ class EngineCore:
 
     def step(self) -> StepOutput | None:
         """Run one step, if anything can run, and report it; after an abort, report the new figures even if nothing runs."""
+        self._enqueue_compiled()
         updates, self._rejections = self._rejections, []
         unreported, self._unreported = self._unreported, False
         begin = time.perf_counter()
         batch = self.scheduler.schedule()
         if batch is None:
-            return StepOutput(updates, [], self._look(0, 0.0)) if updates or unreported else None
+            return StepOutput(updates, [], self._look(0, 0.0)) if updates or unreported or self._compiling else None
         result = self._executor.execute(batch)
         for progress in self.scheduler.update(batch, result):
             updates.append(self._update(progress))
@@ -185,7 +220,7 @@ class EngineCore:
         scheduler, kv, before = self.scheduler, self.kv, self.stats
         self.stats = EngineStats(
             num_running=scheduler.num_running,
-            num_waiting=scheduler.num_waiting,
+            num_waiting=scheduler.num_waiting + len(self._compiling),
             kv_usage=kv.usage,
             kv_waste=kv.waste,
             prefix_queries=kv.prefix_queries,

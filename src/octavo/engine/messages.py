@@ -8,12 +8,16 @@ import msgspec
 
 from octavo.batch import TokenLogprobs
 from octavo.sampling_params import SamplingParams
+from octavo.vocabulary import Vocabulary
 
 # ---- server -> engine ------------------------------------------------------------------------------------------------
 
 
 class AddRequest(msgspec.Struct, tag="add", array_like=True):
-    """A checked, tokenised request; see ``octavo.request.Request`` for the fields."""
+    """A checked, tokenised request; see ``octavo.request.Request`` for the fields.
+
+    The first that has ``params.structured_outputs`` comes after a ``Vocabulary``.
+    """
 
     request_id: str
     prompt_token_ids: list[int]
@@ -49,7 +53,7 @@ class Shutdown(msgspec.Struct, tag="shutdown", array_like=True):
     """Leave the step loop and exit; sent when nothing runs any more, or to stop at once."""
 
 
-EngineInput = AddRequest | AbortSequences | Call | Shutdown
+EngineInput = AddRequest | AbortSequences | Call | Shutdown | Vocabulary
 
 # ---- engine -> server ------------------------------------------------------------------------------------------------
 

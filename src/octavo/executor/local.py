@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+from typing import Any
+
 from octavo.batch import Batch, StepResult
 from octavo.config import EngineOptions
 from octavo.executor.base import Executor
@@ -10,6 +13,8 @@ from octavo.models.hub import ModelFiles
 from octavo.runner.device import Device
 from octavo.runner.memory_plan import MemoryPlan
 from octavo.runner.runner import Progress, Runner
+from octavo.structured_outputs import StructuredOutputs
+from octavo.vocabulary import Vocabulary
 
 
 class LocalExecutor(Executor):
@@ -21,9 +26,19 @@ class LocalExecutor(Executor):
         self._runner: Runner | None = Runner(files, config, options, plan, device, progress)
 
     def execute(self, batch: Batch) -> StepResult:
-        if self._runner is None:
-            raise RuntimeError("the executor is shut down")
-        return self._runner.execute(batch)
+        return self._running.execute(batch)
+
+    def learn(self, vocabulary: Vocabulary) -> None:
+        self._running.inputs.grammars.learn(vocabulary)
+
+    def compile(self, form: StructuredOutputs) -> Future[Any]:
+        return self._running.inputs.grammars.compile(form)
 
     def shutdown(self) -> None:
         self._runner = None
+
+    @property
+    def _running(self) -> Runner:
+        if self._runner is None:
+            raise RuntimeError("the executor is shut down")
+        return self._runner

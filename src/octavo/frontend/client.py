@@ -85,6 +85,7 @@ class EngineClient:
         self._options = options
         self._inputs: InputProcessor | None = None
         self._process: EngineProcess | None = None
+        self._knows_vocabulary: EngineProcess | None = None
         self._main: asyncio.Task[None] | None = None
         self._error: Exception | None = None
         self._stopping = False
@@ -191,6 +192,9 @@ class EngineClient:
             ask = Ask(f"{name}#{next(self._counter)}", prompt, params, priority, cache_salt)
             process = functools.partial(inputs.process, [ask], add_special_tokens=add_special_tokens)
             long = isinstance(prompt, str) and len(prompt) >= LONG_TEXT_CHARS
+            if params.structured_outputs is not None:
+                long = True  # compiling takes up to a second
+                await asyncio.to_thread(inputs.vocabulary)
             (request,) = await asyncio.to_thread(process) if long else process()
             self._check_open()  # the engine may have died meanwhile
             return self._send(name, request)
@@ -255,6 +259,10 @@ class EngineClient:
         assert self._process is not None and self.model is not None
         wire_id = request.message.request_id
         live = _LiveRequest(name, wire_id, OutputProcessor(request, name, self.model.tokenizer), DeltaChannel())
+        if request.params.structured_outputs is not None and self._knows_vocabulary is not self._process:
+            assert self._inputs is not None
+            self._process.send(self._inputs.vocabulary())
+            self._knows_vocabulary = self._process
         self._process.send(request.message)
         self._live[wire_id] = live
         self._nothing_live.clear()

@@ -16,8 +16,10 @@ import msgspec
 from octavo.config import EngineOptions
 from octavo.engine.messages import AddRequest
 from octavo.errors import InvalidRequestError
+from octavo.frontend.form_check import FormChecker
 from octavo.frontend.served_model import ServedModel
 from octavo.sampling_params import SamplingParams
+from octavo.vocabulary import Vocabulary
 
 Prompt = str | list[int]
 """A prompt as the frontend takes it: text, or token ids."""
@@ -97,7 +99,7 @@ def unwrap_prompt(prompt: Any) -> Prompt:
 
 
 class InputProcessor:
-    """Checks and tokenises requests for one model. Has no state of its own: safe to use from several threads.
+    """Checks and tokenises requests for one model; safe to use from several threads.
 
     Args:
         model: what is served; its ``max_model_len`` is the limit that prompts are held to.
@@ -107,6 +109,7 @@ class InputProcessor:
     def __init__(self, model: ServedModel, options: EngineOptions) -> None:
         self._model = model
         self._default_seed = options.model.seed
+        self._forms = FormChecker(model.tokenizer, model.config)
         self._has_priorities = options.scheduler.scheduling_policy == "priority"
 
     def process(self, asks: Sequence[Ask], *, add_special_tokens: bool = True) -> list[PreparedRequest]:
@@ -124,6 +127,10 @@ class InputProcessor:
         texts = [ask.prompt for ask in asks if isinstance(ask.prompt, str)]
         encoded = iter(self._model.tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens) if texts else [])
         return [self._prepare(ask, next(encoded) if isinstance(ask.prompt, str) else ask.prompt) for ask in asks]
+
+    def vocabulary(self) -> Vocabulary:
+        """What the engine has to know before the first request with ``structured_outputs``; the first call takes some time."""
+        return self._forms.vocabulary()
 
     def _check(self, ask: Ask) -> None:
         """All that can be known before tokenisation."""
@@ -273,6 +280,8 @@ class InputProcessor:
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(params, name) == -1:
                 changes[name] = self._model.config.vocab_size
+        if params.structured_outputs is not None:
+            changes["structured_outputs"] = self._forms.check(params.structured_outputs)
         if params.logprobs is None and params.num_sequences > params.n:
             changes["logprobs"] = 0  # the best are chosen by them
         return msgspec.structs.replace(params, **changes) if changes else params

@@ -40,10 +40,8 @@ class OutputProcessor:
         self._arrival = request.message.arrival_time
         self._times: RequestTimes | None = None
         self._num_cached_tokens = 0
-        self._sequences = {
-            index: _SequenceState(index, params, tokenizer, request.prompt_token_ids, waits=not stream and not params.stop)
-            for index in range(params.num_sequences)
-        }
+        waits = not stream and not params.stop
+        self._sequences = {index: _SequenceState(index, request, tokenizer, waits=waits) for index in range(params.num_sequences)}
         self._live = set(self._sequences)
         self._held: OutputCollector | None = None
         if params.num_sequences > params.n:
@@ -123,11 +121,14 @@ class OutputProcessor:
 class _SequenceState:
     """One sequence: its text so far, and what waits to be made text."""
 
-    def __init__(self, index: int, params: SamplingParams, tokenizer: Tokenizer, prompt_token_ids: list[int], *, waits: bool) -> None:
+    def __init__(self, index: int, request: PreparedRequest, tokenizer: Tokenizer, *, waits: bool) -> None:
+        params = request.params
         self._index = index
+        self._has_form = params.structured_outputs is not None
+        self._eos_token_ids = request.message.eos_token_ids
         self._waits = waits
         self._wants_logprobs = params.logprobs is not None or params.num_sequences > params.n
-        self._text = SequenceText(tokenizer, params, prompt_token_ids)
+        self._text = SequenceText(tokenizer, params, request.prompt_token_ids)
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
 
@@ -156,7 +157,10 @@ class _SequenceState:
         stop_reason: int | str | None,
         token_text: Callable[[int], str],
     ) -> SequenceDelta:
-        text, num_tokens_used, stop = self._text.push(token_ids, finish_reason is not None, finish_reason == _ENDED_BY_TOKEN)
+        by_token = finish_reason == _ENDED_BY_TOKEN
+        if self._has_form and stop_reason is None and token_ids and token_ids[-1] not in self._eos_token_ids:
+            by_token = False  # its form was complete: the last token is text
+        text, num_tokens_used, stop = self._text.push(token_ids, finish_reason is not None, by_token)
         if stop is not None:
             finish_reason, stop_reason = FinishReason.STOP.value, stop
             token_ids, logprobs = token_ids[:num_tokens_used], logprobs[:num_tokens_used]

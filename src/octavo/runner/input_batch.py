@@ -13,6 +13,7 @@ import torch
 
 from octavo.batch import Batch, ScheduledSequence
 from octavo.ops.base import AttentionBatch
+from octavo.sampling.grammar import Grammars
 from octavo.sampling.state import SequenceState
 
 
@@ -42,12 +43,16 @@ class InputBatch:
         block_size: token slots in a block.
         vocab_size: V.
         device: where a step's tensors go.
+
+    Attributes:
+        grammars: the forms that sequences are held to.
     """
 
     def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int, vocab_size: int, device: torch.device) -> None:
         self.block_size = block_size
         self.vocab_size = vocab_size
         self.device = device
+        self.grammars = Grammars()
         self.states: dict[int, SequenceState] = {}
         self._row_of: dict[int, int] = {}
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
@@ -59,7 +64,7 @@ class InputBatch:
             if self.states.pop(seq_id, None) is not None:
                 self._free_rows.append(self._row_of.pop(seq_id))
         for new in batch.new:
-            self.states[new.seq_id] = SequenceState(new, self.vocab_size)
+            self.states[new.seq_id] = SequenceState(new, self.vocab_size, self.grammars)
             self._row_of[new.seq_id] = self._free_rows.pop()
         for entry in batch.scheduled:
             if entry.block_ids:

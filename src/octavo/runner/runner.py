@@ -69,18 +69,22 @@ class Runner:
             return StepResult([])
         step = self.inputs.prepare(batch.scheduled)
         hidden = self.forward(step.token_ids, step.attention)
-        sampled, failed = self._sample(hidden, step)
-        return StepResult(sampled, self._prompt_logprobs(hidden, batch.scheduled), failed)
+        result = self._sample(hidden, step)
+        result.prompt_logprobs = self._prompt_logprobs(hidden, batch.scheduled)
+        return result
 
-    def _sample(self, hidden: torch.Tensor, step: StepInputs) -> tuple[list[SampledToken], list[int]]:
+    def _sample(self, hidden: torch.Tensor, step: StepInputs) -> StepResult:
         """Sample the step's rows, a chunk of logits at a time.
 
         Returns:
-            the tokens, and the ids of sequences whose logits are not numbers: one sequence's damage must not end the others.
+            the tokens, the sequences that are complete, and those whose logits are not numbers or whose grammar failed: one
+            sequence's damage must not end the others.
         """
+        reasons = {state.seq_id: error for state in step.states if state.grammar is not None and (error := state.grammar.error())}
         sampled: list[SampledToken] = []
-        failed: list[int] = []
-        todo = list(zip(step.sample_rows, step.states, strict=True))
+        failed = list(reasons)
+        complete: list[int] = []
+        todo = [(row, state) for row, state in zip(step.sample_rows, step.states, strict=True) if state.seq_id not in reasons]
         while todo:
             chunk, todo = todo[:LOGITS_ROWS], todo[LOGITS_ROWS:]
             rows, states = torch.tensor([row for row, _ in chunk], device=self.torch_device), [state for _, state in chunk]
@@ -94,7 +98,9 @@ class Runner:
             for state, (token, logprobs) in zip(states, tokens, strict=True):
                 state.append(token)
                 sampled.append(SampledToken(state.seq_id, token, logprobs))
-        return sampled, failed
+                if state.grammar is not None and state.grammar.complete:
+                    complete.append(state.seq_id)
+        return StepResult(sampled, {}, failed, reasons, complete)
 
     def _prompt_logprobs(self, hidden: torch.Tensor, scheduled: list[ScheduledSequence]) -> dict[int, list[TokenLogprobs]]:
         results: dict[int, list[TokenLogprobs]] = {}

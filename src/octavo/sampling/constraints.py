@@ -6,6 +6,8 @@ A forbidden token's logit becomes -inf. Rules:
   count, as in vLLM.
 - ``min_tokens``: while the output is shorter, the ids that would end the sequence are banned.
 - Where the two bans would leave a request no id at all, neither applies at that position: ``allowed_token_ids`` always holds.
+- The form of ``structured_outputs`` comes before all of these: one that would leave none of the tokens the form allows does not
+  apply at that position, ``allowed_token_ids`` first, then the bans.
 - Ids of V or more have no logit; nothing has to be done for them.
 """
 
@@ -20,6 +22,7 @@ import torch
 
 from octavo.batch import NewSequence
 from octavo.errors import InvalidRequestError
+from octavo.sampling.grammar import BoolArray, without
 
 IntArray = npt.NDArray[np.int64]
 
@@ -77,12 +80,25 @@ class Constraints:
 
     def banned(self, output: IntArray) -> set[int]:
         """Ids that may not follow the output tokens so far, apart from those that are never allowed."""
+        banned = self._bans(output)
+        left = self.num_allowed > len(banned) or (self.allowed is not None and not self.allowed_set <= banned)
+        return banned if left else set()
+
+    def within(self, form: BoolArray, output: IntArray) -> BoolArray:
+        """The ids [V] that may follow, of those the form allows."""
+        if self.allowed is not None:
+            both = np.zeros_like(form)
+            both[self.allowed.numpy()] = form[self.allowed.numpy()]
+            form = both if both.any() else form
+        banned = self._bans(output)
+        return without(form, list(banned)) if banned else form
+
+    def _bans(self, output: IntArray) -> set[int]:
         banned = set(self.endings) if len(output) < self.min_tokens else set()
         if self.words:
             tail = output[max(0, len(output) - self.longest_prefix) :].tolist()
             banned.update(last for prefix, last in self.words if not prefix or tail[-len(prefix) :] == prefix)
-        left = self.num_allowed > len(banned) or (self.allowed is not None and not self.allowed_set <= banned)
-        return banned if left else set()
+        return banned
 
 
 def apply_constraints(logits: torch.Tensor, entries: Sequence[tuple[int, Constraints, IntArray]]) -> None:
@@ -111,3 +127,20 @@ def apply_constraints(logits: torch.Tensor, entries: Sequence[tuple[int, Constra
         flat.index_add_(0, torch.tensor(biased, device=logits.device), torch.tensor(values, device=logits.device))
     if banned:
         flat.index_fill_(0, torch.tensor(banned, device=logits.device), float("-inf"))
+
+
+def apply_form(logits: torch.Tensor, form: BoolArray, constraints: Constraints | None, output: IntArray) -> None:
+    """Bias and forbid in place where the output is held to a form.
+
+    Args:
+        logits: float32 [V], one row.
+        form: the ids that the form allows, at least one; ids beyond those it speaks of are forbidden.
+        constraints: the request's own. output: the token ids so far.
+    """
+    if constraints is not None:
+        form = constraints.within(form, output)
+        for token, bias in constraints.bias.items():
+            logits[token] += bias
+    forbidden = np.ones(len(logits), dtype=np.bool_)
+    np.logical_not(form[: len(logits)], out=forbidden[: len(form)])
+    logits.masked_fill_(torch.from_numpy(forbidden).to(logits.device), float("-inf"))

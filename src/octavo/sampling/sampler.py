@@ -1,6 +1,6 @@
 """One token for each row of a step's logits, each by its own request's parameters.
 
-The order of the steps is vLLM's: allowed ids, bad words, min_tokens, logit_bias, penalties; then the most likely token where the
+The order of the steps is vLLM's: form, allowed ids, bad words, min_tokens, logit_bias, penalties; then the most likely token where the
 request is greedy, else temperature, min_p, top_k, top_p and a draw. Log probabilities are those before all of this.
 A row pays only for what its request asks; a batch of plain greedy requests is one argmax.
 
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 
 from octavo.batch import TokenLogprobs
-from octavo.sampling.constraints import apply_constraints
+from octavo.sampling.constraints import apply_constraints, apply_form
 from octavo.sampling.filters import Draw, draw_tokens
 from octavo.sampling.logprobs import token_logprobs
 from octavo.sampling.penalties import apply_penalties
@@ -57,12 +57,19 @@ def _edit(logits: torch.Tensor, states: Sequence[SequenceState]) -> dict[int, to
     Returns:
         Copies [V] of the rows as they were, where their requests ask for log probabilities.
     """
-    constrained = [(row, state.constraints, state.output_ids) for row, state in enumerate(states) if state.constraints is not None]
+    formed = {row: mask for row, state in enumerate(states) if state.grammar is not None and (mask := state.grammar.mask()) is not None}
+    constrained = [
+        (row, state.constraints, state.output_ids)
+        for row, state in enumerate(states)
+        if state.constraints is not None and row not in formed
+    ]
     penalised = [(row, state.params, state.counts) for row, state in enumerate(states) if state.counts is not None]
-    edited = {entry[0] for entry in constrained} | {entry[0] for entry in penalised}
+    edited = {entry[0] for entry in constrained} | {entry[0] for entry in penalised} | set(formed)
     originals = {row: logits[row].clone() for row in edited if states[row].params.logprobs is not None}
     if constrained:
         apply_constraints(logits, constrained)
+    for row, form in formed.items():
+        apply_form(logits[row], form, states[row].constraints, states[row].output_ids)
     if penalised:
         apply_penalties(logits, penalised)
     return originals

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from octavo.batch import NewSequence
 from octavo.sampling.constraints import Constraints
+from octavo.sampling.grammar import Grammars
 from octavo.sampling.growing import GrowingArray
 from octavo.sampling.penalties import TokenCounts, needs_counts
 from octavo.sampling.random import uniform
@@ -19,20 +20,22 @@ class SequenceState:
     Args:
         new: the sequence as the scheduler sends it; ``token_ids`` may already hold output (after a preemption).
         vocab_size: width V of the logits.
+        grammars: the worker's; needed where ``structured_outputs`` is set.
 
     Attributes:
         constraints: bias, allowed ids and bans; None where the request has none.
         counts: for the penalties; None where the request has none.
+        grammar: the way through the form of ``structured_outputs``; None where the output is free.
         greedy: whether the most likely token is taken (temperature 0, or top_k 1, which leaves no other).
-        plain: greedy, without constraints, penalties and logprobs: one argmax is all it needs.
+        plain: greedy, without constraints, form, penalties and logprobs: one argmax is all it needs.
 
     Raises:
         InvalidRequestError: ``allowed_token_ids`` has no id below ``vocab_size``.
     """
 
-    __slots__ = ("_tokens", "constraints", "counts", "greedy", "num_prompt_tokens", "params", "plain", "seed", "seq_id")
+    __slots__ = ("_tokens", "constraints", "counts", "grammar", "greedy", "num_prompt_tokens", "params", "plain", "seed", "seq_id")
 
-    def __init__(self, new: NewSequence, vocab_size: int) -> None:
+    def __init__(self, new: NewSequence, vocab_size: int, grammars: Grammars | None = None) -> None:
         self.seq_id = new.seq_id
         self.params: SamplingParams = new.params
         self.seed = new.seed
@@ -40,13 +43,20 @@ class SequenceState:
         self._tokens = GrowingArray(new.token_ids)
         self.greedy = new.params.greedy or new.params.top_k == 1
         self.constraints = Constraints.of(new, vocab_size)
+        self.grammar = None
+        if new.params.structured_outputs is not None:
+            if grammars is None:
+                raise ValueError("structured_outputs needs the worker's grammars")
+            output = new.token_ids[new.num_prompt_tokens :]
+            self.grammar = grammars.state(new.params.structured_outputs, output, ignore_eos=new.params.ignore_eos)
         self.counts: TokenCounts | None = None
         if needs_counts(new.params):
             # The repetition penalty alone looks at the prompt.
             first = 0 if new.params.repetition_penalty != 1.0 else new.num_prompt_tokens
             seen = self.token_ids[first : new.num_prompt_tokens]
             self.counts = TokenCounts(seen[seen < vocab_size], self.output_ids)
-        self.plain = self.greedy and self.constraints is None and self.counts is None and new.params.logprobs is None
+        unedited = self.constraints is None and self.grammar is None and self.counts is None
+        self.plain = self.greedy and unedited and new.params.logprobs is None
 
     @property
     def token_ids(self) -> npt.NDArray[np.int64]:
@@ -72,6 +82,8 @@ class SequenceState:
         self._tokens.append(token_id)
         if self.counts is not None:
             self.counts.add(token_id)
+        if self.grammar is not None:
+            self.grammar.advance(token_id)
 
     def uniform(self) -> float:
         """The random number in [0, 1) of this sequence at its ``position``."""

@@ -267,14 +267,14 @@ class Scheduler:
             if entry.seq_id in result.prompt_logprobs and self._wants_prompt_logprobs(sequence):
                 self._prompt_logprobs.setdefault(entry.seq_id, []).extend(result.prompt_logprobs[entry.seq_id])
             if entry.seq_id in result.failed:
-                self._end(sequence, FinishReason.ERROR, None)
+                self._end(sequence, FinishReason.ERROR, result.reasons.get(entry.seq_id))
                 progress.append(SequenceProgress(sequence, [], None, None))
             elif entry.samples:
-                progress.append(self._append(sequence, sampled[entry.seq_id]))
+                progress.append(self._append(sequence, sampled[entry.seq_id], complete=entry.seq_id in result.complete))
         return progress
 
-    def _append(self, sequence: Sequence, sampled: SampledToken) -> SequenceProgress:
-        """Give a sequence the token it sampled, and end it if that completes it."""
+    def _append(self, sequence: Sequence, sampled: SampledToken, *, complete: bool) -> SequenceProgress:
+        """Give a sequence the token it sampled, and end it if that completes it (``complete``: its form, in any case)."""
         request = sequence.request
         if request.first_token_time is None:
             request.first_token_time = self._clock()
@@ -283,14 +283,14 @@ class Scheduler:
             prompt_logprobs = self._prompt_logprobs.pop(sequence.seq_id, [])
         token = sampled.token_id
         sequence.token_ids.append(token)
-        if (end := self._find_end(sequence, token)) is not None:
+        if (end := self._find_end(sequence, token, complete=complete)) is not None:
             self._end(sequence, *end)
         elif sequence.index == 0:
             self._release_siblings(request)
         logprobs = [sampled.logprobs] if sampled.logprobs is not None else None
         return SequenceProgress(sequence, [token], logprobs, prompt_logprobs)
 
-    def _find_end(self, sequence: Sequence, token: int) -> tuple[FinishReason, int | None] | None:
+    def _find_end(self, sequence: Sequence, token: int, *, complete: bool) -> tuple[FinishReason, int | None] | None:
         """Whether the token just appended ends its sequence: the finish reason and the stop reason."""
         request, params = sequence.request, sequence.request.params
         num_output_tokens = sequence.num_output_tokens
@@ -299,6 +299,8 @@ class Scheduler:
                 return FinishReason.STOP, None
             if token in params.stop_token_ids:
                 return FinishReason.STOP, token
+        if complete:
+            return FinishReason.STOP, None
         if num_output_tokens == params.max_tokens or len(sequence.token_ids) == self._max_model_len:
             return FinishReason.LENGTH, None
         return None
@@ -328,7 +330,7 @@ class Scheduler:
         self._waiting.add(sequence)
         self.preemptions[OUT_OF_BLOCKS] += 1
 
-    def _end(self, sequence: Sequence, reason: FinishReason, stop_reason: int | None) -> None:
+    def _end(self, sequence: Sequence, reason: FinishReason, stop_reason: int | str | None) -> None:
         """Any state to finished."""
         if sequence.status is SequenceStatus.RUNNING:
             self._leave_running(sequence)

@@ -23,6 +23,7 @@ from octavo.server.responses import (
 from octavo.server.sampling import sampling_params
 from octavo.server.stream import usage_of
 from octavo.server.stream_options import StreamUsage
+from octavo.server.structured_fields import form_field
 
 if TYPE_CHECKING:
     from octavo.frontend.served_model import ServedModel
@@ -55,6 +56,7 @@ class ChatDialect:
             add_special_tokens=bool(body.add_special_tokens),
             priority=body.priority or 0,
             cache_salt=body.cache_salt or "",
+            form_field=form_field(body),
         )
         self._begun: set[int] = set()
 

@@ -17,6 +17,7 @@ from octavo.server.responses import CompletionChoice, CompletionLogprobs, Comple
 from octavo.server.sampling import sampling_params
 from octavo.server.stream import usage_of
 from octavo.server.stream_options import StreamUsage
+from octavo.server.structured_fields import form_field
 
 if TYPE_CHECKING:
     from octavo.frontend.served_model import ServedModel
@@ -54,6 +55,7 @@ class CompletionDialect:
             add_special_tokens=body.add_special_tokens is not False,
             priority=body.priority or 0,
             cache_salt=body.cache_salt or "",
+            form_field=form_field(body),
         )
         self._legacy: dict[int, LegacyLogprobs] = {}
         self._prompt_logprobs: dict[int, list[PositionLogprobs | None]] = {}

@@ -15,6 +15,7 @@ from octavo.server.responses import GenerateChunk, GenerateResponse, IdLogprobs
 from octavo.server.sampling import sampling_params
 from octavo.server.stream import usage_of
 from octavo.server.stream_options import StreamUsage
+from octavo.server.structured_fields import form_field
 
 if TYPE_CHECKING:
     from octavo.frontend.served_model import ServedModel
@@ -64,6 +65,7 @@ class GenerateDialect:
             add_special_tokens=verbatim,
             priority=body.priority or 0,
             cache_salt=body.cache_salt or "",
+            form_field=form_field(body),
         )
 
     def chunks(self, piece: Piece, generation: Generation) -> Iterator[GenerateChunk]:

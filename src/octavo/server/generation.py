@@ -41,6 +41,7 @@ class Job:
         caps_default: whether ``params.max_tokens`` is a default, which then yields to what the context leaves; a number that the
             client asked for and the context cannot hold is refused.
         add_special_tokens: whether tokenising a text adds the model's special tokens.
+        form_field: the field of the request that ``params.structured_outputs`` comes from, for errors.
     """
 
     request_id: str
@@ -51,6 +52,7 @@ class Job:
     priority: int
     cache_salt: str
     created: int = field(default_factory=lambda: int(time.time()))
+    form_field: str | None = None
 
 
 @dataclass(slots=True)
@@ -133,6 +135,8 @@ class Generation:
         try:
             return await submit(params=job.params)
         except InvalidRequestError as error:
+            if error.param == "structured_outputs":
+                error.param = job.form_field or error.param
             if not job.caps_default or error.param != "max_tokens":
                 raise
             return await submit(params=msgspec.structs.replace(job.params, max_tokens=None))

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from octavo.server.structured_fields import ResponseFormat, StructuredOutputsFields
+
 Prompts = str | list[str] | list[int] | list[list[int]]
 
 
@@ -58,6 +60,13 @@ class SamplingFields(Body):
     logit_bias: dict[int, float] | None = Field(default=None, description="Token id to a value added to its logit, in [-100, 100].")
     allowed_token_ids: list[int] | None = Field(default=None, description="The only token ids that may be generated.")
     truncate_prompt_tokens: int | None = Field(default=None, description="Keep only the prompt's last tokens; -1: what fits.")
+
+    response_format: ResponseFormat | None = Field(default=None, description="The form of the answer, as OpenAI spells it.")
+    structured_outputs: StructuredOutputsFields | None = Field(default=None, description="The form of the answer, as vLLM spells it.")
+    guided_json: dict[str, Any] | str | None = Field(default=None, description="structured_outputs.json under its older name.")
+    guided_regex: str | None = Field(default=None, description="structured_outputs.regex under its older name.")
+    guided_choice: list[str] | None = Field(default=None, description="structured_outputs.choice under its older name.")
+    guided_grammar: str | None = Field(default=None, description="structured_outputs.grammar under its older name.")
 
     stream: bool | None = Field(default=None, description="Send the answer while it is made.")
     stream_options: StreamOptions | None = None

@@ -7,8 +7,9 @@ from typing import Any
 from octavo.errors import InvalidRequestError
 from octavo.sampling_params import SamplingParams
 from octavo.server.protocol import SamplingFields
+from octavo.server.structured_fields import structured_outputs
 
-_COPIED = tuple(name for name in SamplingParams.__struct_fields__ if name in SamplingFields.model_fields)
+_COPIED = tuple(name for name in SamplingParams.__struct_fields__ if name in SamplingFields.model_fields and name != "structured_outputs")
 
 
 def sampling_params(
@@ -34,7 +35,8 @@ def sampling_params(
         InvalidRequestError: naming the field and its range.
     """
     given = {name: value for name in _COPIED if (value := getattr(body, name)) is not None}
-    values = {"max_tokens": default_max_tokens, **model_defaults, **given, "logprobs": logprobs, **overrides}
+    values = {"max_tokens": default_max_tokens, **model_defaults, **given, "logprobs": logprobs}
+    values |= {"structured_outputs": structured_outputs(body), **overrides}
     for name in ("logprobs", "prompt_logprobs"):
         _check_limit(name, values.get(name), max_logprobs)
     return SamplingParams(**values)

@@ -1,0 +1,230 @@
+"""Holding outputs to a form: one matcher a sequence, whose mask of allowed tokens is computed while the model runs.
+
+As soon as a sequence has its token, its matcher starts on the mask for the next one, in a thread and without the GIL; the sampler
+joins it when the logits are there. A mask depends on the form and the output so far alone, so that tokens stay the same whatever
+runs beside them.
+
+Where a form starts after a marker (``</think>``), tokens that hold the marker's end and more are forbidden before it: the form
+begins at a token's start.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from octavo.errors import InvalidRequestError
+from octavo.grammars import cannot_hold, compile_matcher, make_tokenizer
+from octavo.structured_outputs import StructuredOutputs
+from octavo.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+BoolArray = npt.NDArray[np.bool_]
+
+KEPT_MATCHERS = 64
+"""Compiled forms kept for further sequences."""
+
+MASK_THREADS = 4
+COMPILE_THREADS = 2
+"""Compiling has threads of its own: a form that takes long must not hold up the masks of running sequences."""
+
+
+class Reader:
+    """A vocabulary as matchers read it. Takes 150 ms for 50,000 tokens, most of it with the GIL held."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        self.tokenizer = make_tokenizer(vocabulary)
+        self._lock = threading.Lock()
+        self._sorted: list[tuple[bytes, int]] = []
+        self._straddling: dict[bytes, list[int]] = {}
+
+    def straddling(self, marker: bytes, tail: bytes) -> list[int]:
+        """Tokens that, put after ``tail``, hold the end of the marker and go on beyond it.
+
+        Args:
+            marker: not empty.
+            tail: the last bytes of the text so far, which does not hold the marker.
+        """
+        with self._lock:
+            if not self._sorted:
+                self._sorted = sorted((text, token) for token, text in enumerate(self.vocabulary.tokens))
+            if marker not in self._straddling:
+                holding = [(text, token) for text, token in self._sorted if marker in text]
+                self._straddling[marker] = [token for text, token in holding if text.index(marker) + len(marker) < len(text)]
+        found = list(self._straddling[marker])
+        for begun in range(1, len(marker)):
+            if tail.endswith(marker[:begun]):
+                found += self._longer_than(marker[begun:])
+        return found
+
+    def _longer_than(self, start: bytes) -> list[int]:
+        """Tokens that start with ``start`` and go on."""
+        found = []
+        for text, token in self._sorted[bisect_left(self._sorted, (start, -1)) :]:
+            if not text.startswith(start):
+                break
+            if len(text) > len(start):
+                found.append(token)
+        return found
+
+
+class Grammars:
+    """A worker's compiled forms. Cheap until the first one: threads and the reader are made then."""
+
+    def __init__(self) -> None:
+        self._pools: tuple[ThreadPoolExecutor, ThreadPoolExecutor] | None = None
+        self._reader: Future[Reader] | None = None
+        self._compiled: OrderedDict[bytes, Future[LLMatcher]] = OrderedDict()
+
+    def learn(self, vocabulary: Vocabulary) -> None:
+        """Take in the model's vocabulary; needed before the first form."""
+        self._compiled.clear()
+        self._reader = self._both[0].submit(Reader, vocabulary)
+
+    @property
+    def mask_pool(self) -> ThreadPoolExecutor:
+        """The threads that masks are computed in."""
+        return self._both[1]
+
+    @property
+    def _both(self) -> tuple[ThreadPoolExecutor, ThreadPoolExecutor]:
+        if self._pools is None:
+            self._pools = (ThreadPoolExecutor(COMPILE_THREADS, "compile"), ThreadPoolExecutor(MASK_THREADS, "mask"))
+        return self._pools
+
+    @property
+    def reader(self) -> Reader:
+        """What ``learn`` was told, once it is ready."""
+        if self._reader is None:
+            raise RuntimeError("a form was asked for before the vocabulary was told")
+        return self._reader.result()
+
+    def compile(self, form: StructuredOutputs) -> Future[LLMatcher]:
+        """Start to compile a form, if that has not been done yet.
+
+        Returns:
+            The matcher to copy for each sequence; ``InvalidRequestError`` where the form does not compile.
+        """
+        key = form.key
+        if key in self._compiled:
+            self._compiled.move_to_end(key)
+        else:
+            self._compiled[key] = self._both[0].submit(lambda: compile_matcher(self.reader.tokenizer, form))
+            if len(self._compiled) > KEPT_MATCHERS:
+                self._compiled.popitem(last=False)
+        return self._compiled[key]
+
+    def state(self, form: StructuredOutputs, output: Sequence[int], *, ignore_eos: bool) -> GrammarState:
+        """The state of a sequence.
+
+        Args:
+            form: what it is held to.
+            output: its tokens so far; after a preemption there are some.
+            ignore_eos: end-of-sequence tokens are allowed only where nothing else is.
+        """
+        return GrammarState(self, form, output, ignore_eos=ignore_eos)
+
+
+class GrammarState:
+    """One sequence's way through its form. Made and used by one thread; only masks are computed in others.
+
+    Attributes:
+        complete: whether the form is fulfilled and nothing may follow: the sequence is to end.
+    """
+
+    __slots__ = ("_allowed", "_begun", "_error", "_form", "_grammars", "_ignore_eos", "_marker", "_matcher", "_tail", "_task", "complete")
+
+    def __init__(self, grammars: Grammars, form: StructuredOutputs, output: Sequence[int], *, ignore_eos: bool) -> None:
+        self._grammars = grammars
+        self._form = form
+        self._ignore_eos = ignore_eos
+        self._marker = (form.starts_after or "").encode()
+        self._begun = not self._marker
+        self._tail = b""
+        self._error: str | None = None
+        self._allowed: BoolArray | None = None
+        self.complete = False
+        self._matcher: LLMatcher | None = None
+        template = grammars.compile(form)
+        self._task = grammars.mask_pool.submit(self._begin, template, output)
+
+    def error(self) -> str | None:
+        """Why no token can be drawn, if none can: waits for the mask."""
+        try:
+            self._task.result()
+        except InvalidRequestError as error:
+            return str(error)
+        return self._error
+
+    def mask(self) -> BoolArray | None:
+        """The tokens that may come next, bool [V]; at least one. None where all may. Waits for it to be computed."""
+        self._task.result()
+        return self._allowed
+
+    def advance(self, token: int) -> None:
+        """Take in the token that was drawn under ``mask``, and start on the next mask."""
+        self._task.result()
+        self._take(token)
+        if not self.complete and self._error is None:
+            self._task = self._grammars.mask_pool.submit(self._fill)
+
+    def _begin(self, template: Future[LLMatcher], output: Sequence[int]) -> None:
+        self._matcher = template.result().deep_copy()
+        for token in output:
+            self._take(token)
+        if self._error is None:
+            self._fill()
+
+    def _take(self, token: int) -> None:
+        reader, matcher = self._grammars.reader, self._matcher
+        assert matcher is not None
+        if self._begun:
+            if matcher.consume_token(token):
+                self.complete = matcher.is_stopped()
+            else:
+                self._fail(matcher)
+            return
+        text = self._tail + (reader.vocabulary.tokens[token] if token < len(reader.vocabulary.tokens) else b"")
+        self._begun = self._marker in text
+        self._tail = text[-len(self._marker) :]
+
+    def _fill(self) -> None:
+        """Compute the mask of the next token."""
+        vocabulary = self._grammars.reader.vocabulary
+        if not self._begun:
+            self._allowed = self._free(vocabulary)
+            return
+        matcher = self._matcher
+        assert matcher is not None
+        allowed = np.frombuffer(matcher.compute_logit_bias(), dtype=np.uint8)[: len(vocabulary.tokens)] != 0
+        if matcher.is_error() or not allowed.any():
+            self._fail(matcher)
+            return
+        self._allowed = without(allowed, vocabulary.eos_token_ids) if self._ignore_eos else allowed
+
+    def _free(self, vocabulary: Vocabulary) -> BoolArray | None:
+        """The mask before the form begins."""
+        banned = self._grammars.reader.straddling(self._marker, self._tail)
+        if self._ignore_eos:
+            banned += vocabulary.eos_token_ids
+        return without(np.ones(len(vocabulary.tokens), dtype=np.bool_), banned) if banned else None
+
+    def _fail(self, matcher: LLMatcher) -> None:
+        self._error = str(cannot_hold(self._form, matcher.get_error() or "no token of the vocabulary can go on with it"))
+
+
+def without(allowed: BoolArray, banned: Sequence[int]) -> BoolArray:
+    """``allowed`` [V] less the ids ``banned``; as it was where that would leave nothing. Ids of V or more are left out."""
+    left = allowed.copy()
+    left[[token for token in banned if token < len(left)]] = False
+    return left if left.any() else allowed

@@ -1,0 +1,228 @@
+"""A sequence's way through its form: masks, ends, errors, and what comes before the form. Tokens are bytes and a few words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from octavo.batch import NewSequence
+from octavo.grammars import without_gbnf
+from octavo.sampling.grammar import Grammars, GrammarState
+from octavo.sampling.sampler import Sampler
+from octavo.sampling.state import SequenceState
+from octavo.sampling_params import SamplingParams
+from octavo.structured_outputs import StructuredOutputs
+from octavo.vocabulary import Vocabulary
+
+EOS = 256
+WORDS = [b"</s>", b"<|tool|>", b"yes", b"no", b"nope", b'{"', b"k>", b"k>{", b"k>x", b"</think>", b"a</think>{", b""]
+TOKENS = [*(bytes([byte]) for byte in range(256)), *WORDS]
+ID = {text: token for token, text in enumerate(TOKENS)}
+WIDTH = len(TOKENS) + 4
+"""Width of the logits: some columns more than there are tokens."""
+
+
+@pytest.fixture(scope="module")
+def grammars() -> Grammars:
+    made = Grammars()
+    made.learn(Vocabulary(TOKENS, [EOS, 257], [EOS]))
+    return made
+
+
+def state(grammars: Grammars, output: list[int] | None = None, *, ignore_eos: bool = False, **form: Any) -> GrammarState:
+    return grammars.state(without_gbnf(StructuredOutputs(**form)), output or [], ignore_eos=ignore_eos)
+
+
+def allowed(state: GrammarState) -> set[bytes]:
+    assert state.error() is None
+    mask = state.mask()
+    assert mask is not None
+    return {TOKENS[token] for token in np.flatnonzero(mask)}
+
+
+def spell(state: GrammarState, text: bytes) -> None:
+    for byte in text:
+        assert bytes([byte]) in allowed(state), text
+        state.advance(byte)
+
+
+def test_mask_has_every_token_that_can_go_on_and_no_other(grammars: Grammars) -> None:
+    one = state(grammars, choice=["yes", "no", "nope"])
+    assert allowed(one) == {b"y", b"yes", b"n", b"no", b"nope"}
+    one.advance(ID[b"no"])
+    assert allowed(one) == {b"p", b"</s>"} and not one.complete
+
+
+def test_form_is_complete_where_nothing_may_follow(grammars: Grammars) -> None:
+    one = state(grammars, choice=["yes", "no", "nope"])
+    one.advance(ID[b"nope"])
+    assert one.complete
+    other = state(
+        grammars, json={"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"], "additionalProperties": False}
+    )
+    spell(other, b'{"a": true')
+    assert not other.complete
+    other.advance(ord("}"))
+    assert other.complete
+
+
+def test_end_of_sequence_completes_a_form_that_could_go_on(grammars: Grammars) -> None:
+    one = state(grammars, regex="[0-9]+")
+    assert b"</s>" not in allowed(one)
+    spell(one, b"12")
+    assert b"</s>" in allowed(one)
+    one.advance(EOS)
+    assert one.complete
+
+
+def test_ignore_eos_leaves_the_end_only_where_nothing_else_is_left(grammars: Grammars) -> None:
+    one = state(grammars, regex="[0-9]+", ignore_eos=True)
+    spell(one, b"12")
+    assert allowed(one) == {bytes([byte]) for byte in b"0123456789"}
+
+
+@pytest.mark.parametrize(
+    ("form", "good", "bad"),
+    [
+        ({"json_object": True}, b'{"a": 1,"b":[1, "x"]}', b'{ "'),
+        ({"json_object": True}, b"{}", b"{\n"),
+        ({"json": '{"type": "array", "items": {"type": "integer"}, "maxItems": 2}'}, b"[1, 2]", b"[1,  "),
+        ({"json": {"enum": ["ä", 2]}}, '"ä"'.encode(), b"3"),
+        ({"regex": r"\d{2}/\w+"}, b"12/ab_", "१".encode()),
+        ({"regex": r"^(a|b)$"}, b"b", b"c"),
+        ({"choice": ['q"q', "\n\\", "é😀"]}, 'é😀'.encode(), b"x"),
+        ({"choice": ['q"q', "\n\\", "é😀"]}, b"\n\\", b"x"),
+        ({"grammar": 'start: "n=" NUMBER\nNUMBER: /[0-9]{1,2}/'}, b"n=42", b"m"),
+        ({"grammar": 'start: "<" %json {"type": "null"} ">"'}, b"<null>", b"<x"),
+        ({"grammar": 'root ::= "yes" | item+\nitem ::= [a-c]{2} ("," item)?\n'}, b"ab,cb", b"z"),
+        ({"grammar": "root::=[0-9]+"}, b"7", b"x"),
+    ],
+)  # fmt: skip
+def test_forms_of_every_kind(grammars: Grammars, form: dict[str, Any], good: bytes, bad: bytes) -> None:
+    one = state(grammars, **form)
+    spell(one, good)
+    assert one.complete or b"</s>" in allowed(one)
+    with pytest.raises(AssertionError):
+        spell(state(grammars, **form), bad)
+
+
+def test_special_tokens_are_allowed_only_by_name(grammars: Grammars) -> None:
+    assert not {b"</s>", b"<|tool|>", b""} & allowed(state(grammars, regex="(?s:.*)x"))
+    assert allowed(state(grammars, grammar="start: <|tool|> /a/")) == {b"<|tool|>"}
+
+
+def test_state_made_in_the_middle_is_that_of_one_that_went_there(grammars: Grammars) -> None:
+    form = {"json": {"type": "object", "properties": {"name": {"type": "string", "maxLength": 5}}, "required": ["name"]}}
+    output = list(b'{"name": "ab')
+    walked = state(grammars, **form)
+    for token in output:
+        walked.mask()
+        walked.advance(token)
+    made = state(grammars, output, **form)
+    assert allowed(made) == allowed(walked)
+
+
+def test_sequences_of_one_form_do_not_disturb_each_other(grammars: Grammars) -> None:
+    first, second = state(grammars, choice=["yes", "no"]), state(grammars, choice=["yes", "no"])
+    first.advance(ID[b"no"])
+    assert first.complete and allowed(second) == {b"y", b"yes", b"n", b"no"}
+
+
+def test_a_form_that_does_not_compile_is_an_error_of_its_sequence(grammars: Grammars) -> None:
+    error = state(grammars, regex="(").error()
+    assert error is not None and "regular expression" in error
+
+
+def test_a_token_that_breaks_the_form_is_an_error(grammars: Grammars) -> None:
+    one = state(grammars, choice=["yes"])
+    one.advance(ID[b"no"])
+    assert one.error() is not None
+
+
+# ---- what comes before the form --------------------------------------------------------------------------------------
+
+
+def test_output_is_free_until_the_marker(grammars: Grammars) -> None:
+    one = state(grammars, regex="[0-9]", starts_after="</think>")
+    assert allowed(one) == set(TOKENS) - {b"a</think>{"}, "a token that holds the marker and more"
+    for token in b"so {x} </thin":
+        one.advance(token)
+    assert not {b"k>{", b"k>x"} & allowed(one) and {b"k>", b"k", b"z", b"</think>"} <= allowed(one)
+    one.advance(ID[b"k>"])
+    assert allowed(one) == {bytes([byte]) for byte in b"0123456789"}
+    one.advance(ord("7"))
+    assert one.complete
+
+
+def test_a_marker_in_one_token_or_in_many(grammars: Grammars) -> None:
+    for output in ([ID[b"</think>"]], list(b"x</think>"), list(b"</t</thin") + [ID[b"k>"]]):
+        assert allowed(state(grammars, output, choice=["no"], starts_after="</think>")) == {b"n", b"no"}
+
+
+def test_nothing_is_masked_where_no_token_can_straddle_the_marker(grammars: Grammars) -> None:
+    assert state(grammars, choice=["no"], starts_after="#").mask() is None
+
+
+def test_end_of_sequence_is_free_before_the_form(grammars: Grammars) -> None:
+    assert b"</s>" in allowed(state(grammars, choice=["no"], starts_after="</think>"))
+    assert b"</s>" not in allowed(state(grammars, choice=["no"], starts_after="</think>", ignore_eos=True))
+
+
+# ---- through the sampler ---------------------------------------------------------------------------------------------
+
+
+def sequence(grammars: Grammars, form: dict[str, Any], output: list[int] | None = None, **params: Any) -> SequenceState:
+    made = SamplingParams(**{"temperature": 0.0, **params, "structured_outputs": StructuredOutputs(**form)})
+    ids = params.pop("suppress", [])
+    new = NewSequence(1, [5, *(output or [])], 1, made, seed=7, suppress_until_min=ids)
+    return SequenceState(new, WIDTH, grammars)
+
+
+def sample(state: SequenceState, favourites: list[int]) -> int:
+    """The token drawn where the favourites have the highest logits, in falling order."""
+    logits = torch.zeros(1, WIDTH)
+    logits[0, -1] = 50.0
+    for place, token in enumerate(favourites):
+        logits[0, token] = 20.0 - place
+    return Sampler()(logits, [state])[0][0]
+
+
+def test_sampler_draws_within_the_form(grammars: Grammars) -> None:
+    assert sample(sequence(grammars, {"choice": ["yes", "no"]}), [ord("x"), EOS, ID[b"no"]]) == ID[b"no"]
+
+
+def test_allowed_ids_hold_within_the_form_and_yield_to_it(grammars: Grammars) -> None:
+    form = {"choice": ["yes", "no"]}
+    assert sample(sequence(grammars, form, allowed_token_ids=[ord("y"), ord("x")]), [ord("x"), ID[b"no"]]) == ord("y")
+    assert sample(sequence(grammars, form, allowed_token_ids=[ord("x")]), [ord("x"), ID[b"no"]]) == ID[b"no"]
+
+
+def test_bans_hold_within_the_form_and_yield_to_it(grammars: Grammars) -> None:
+    new = NewSequence(
+        1, [5], 1, SamplingParams(temperature=0.0, structured_outputs=StructuredOutputs(choice=["ab"])), 7, bad_word_ids=[[ord("a")]]
+    )
+    assert sample(SequenceState(new, WIDTH, grammars), [ord("x")]) == ord("a")
+    new.params.structured_outputs = StructuredOutputs(choice=["ab", "b"])
+    assert sample(SequenceState(new, WIDTH, grammars), [ord("a")]) == ord("b")
+
+
+def test_bias_and_log_probabilities(grammars: Grammars) -> None:
+    state = sequence(grammars, {"choice": ["yes", "no"]}, logit_bias={ID[b"yes"]: 40.0}, logprobs=1)
+    logits = torch.zeros(1, WIDTH)
+    logits[0, ID[b"no"]] = 20.0
+    ((token, logprobs),) = Sampler()(logits.clone(), [state])
+    assert token == ID[b"yes"] and logprobs is not None
+    assert logprobs.token_ids[1] == ID[b"no"], "log probabilities are the model's own"
+
+
+def test_random_draws_stay_within_the_form(grammars: Grammars) -> None:
+    state = sequence(grammars, {"regex": "[a-d]{30}"}, temperature=5.0)
+    generator = torch.Generator().manual_seed(1)
+    while not (state.grammar is not None and state.grammar.complete):
+        ((token, _),) = Sampler()(torch.randn(1, WIDTH, generator=generator), [state])
+        assert chr(token) in "abcd"
+        state.append(token)
+    assert state.num_output_tokens == 30
