@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from octavo.server.errors import ErrorBody
+from octavo.server.error_shapes import ErrorBody
 
 _REF = "#/components/schemas/"
 _STATUSES = {
@@ -27,20 +27,22 @@ _requests: dict[str, type[BaseModel]] = {}
 _responses: dict[str, type[msgspec.Struct]] = {ErrorBody.__name__: ErrorBody}
 
 
-def describe_route(request: type[BaseModel] | None, response: type[msgspec.Struct]) -> dict[str, Any]:
+def describe_route(
+    request: type[BaseModel] | None, response: type[msgspec.Struct], error: type[msgspec.Struct] = ErrorBody
+) -> dict[str, Any]:
     """Keyword arguments of a route: what it takes and what it answers.
 
     Args:
         request: the body's model; None for a route without one.
-        response: the answer's struct.
+        response: the answer's struct. error: that of an answer that is not a success.
     """
-    _responses[response.__name__] = response
+    _responses[response.__name__], _responses[error.__name__] = response, error
     answers: dict[int | str, dict[str, Any]] = {200: {"description": "The answer", "content": _json(response.__name__)}}
     extra: dict[str, Any] = {}
     if request is not None:
         _requests[request.__name__] = request
         extra["requestBody"] = {"required": True, "content": _json(request.__name__)}
-        answers |= {status: {"description": text, "content": _json(ErrorBody.__name__)} for status, text in _STATUSES.items()}
+        answers |= {status: {"description": text, "content": _json(error.__name__)} for status, text in _STATUSES.items()}
     return {"response_model": None, "openapi_extra": {**extra, "responses": {str(status): body for status, body in answers.items()}}}
 
 
