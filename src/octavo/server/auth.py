@@ -39,7 +39,8 @@ class ApiKeys:
 
     def _opens(self, key: bytes) -> bool:
         digest = hashlib.sha256(key).digest()
-        return any([hmac.compare_digest(digest, known) for known in self._digests])
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        return any(matches)
 
 
 def _given_key(scope: Scope) -> bytes | None:

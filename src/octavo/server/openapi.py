@@ -46,6 +46,12 @@ def describe_route(
     return {"response_model": None, "openapi_extra": {**extra, "responses": {str(status): body for status, body in answers.items()}}}
 
 
+def describe_refusal(status: int, text: str) -> dict[str, Any]:
+    """Keyword arguments of a route that always answers with an error."""
+    answers = {str(status): {"description": text, "content": _json(ErrorBody.__name__)}}
+    return {"response_model": None, "status_code": status, "openapi_extra": {"responses": answers}}
+
+
 def install(app: FastAPI) -> None:
     """Make ``/openapi.json`` hold the models that ``describe_route`` refers to. Built when first read."""
 

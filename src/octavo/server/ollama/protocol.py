@@ -104,7 +104,9 @@ class OllamaChatRequest(OllamaBody):
         "tool_name": ("",),
     }
 
-    messages: list[OllamaMessage] | None = Field(default=None, description="The chat; without one the answer says that the model is loaded.")
+    messages: list[OllamaMessage] | None = Field(
+        default=None, description="The chat; without one the answer says that the model is loaded."
+    )
 
 
 class ShowRequest(BaseModel):
