@@ -82,7 +82,8 @@ class FakeClient:
     def model(self) -> Any:
         if not self.loaded.is_set():
             return None
-        config = SimpleNamespace(vocab_size=CharTokenizer.vocab_size)
+        shape = {"model_type": "llama", "hidden_size": 8, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2}
+        config = SimpleNamespace(vocab_size=CharTokenizer.vocab_size, **shape)
         return SimpleNamespace(
             name="fake-model",
             config=config,

@@ -11,7 +11,13 @@ from octavo.server.openai_responses.protocol import InputItem, InputPart, Respon
 from octavo.server.protocol import ChatCompletionRequest
 from octavo.server.via_chat import chat_body, refuse
 
-NAMES = {"max_completion_tokens": "max_output_tokens", "messages": "input", "prompt": "input", "response_format": "text.format"}
+NAMES = {
+    "max_completion_tokens": "max_output_tokens",
+    "max_tokens": "max_output_tokens",
+    "messages": "input",
+    "prompt": "input",
+    "response_format": "text.format",
+}
 """A chat's fields that have other names here."""
 
 _HARMLESS = {"annotations": ([],), "logprobs": ([],), "phase": ("final_answer",)}
