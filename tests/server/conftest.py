@@ -96,7 +96,9 @@ class FakeClient:
     def model(self) -> Any:
         if not self.loaded.is_set():
             return None
-        config, tokenizer = SimpleNamespace(vocab_size=CharTokenizer.vocab_size, eos_token_ids=(2,)), CharTokenizer()
+        shape = {"model_type": "llama", "hidden_size": 8, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2}
+        config = SimpleNamespace(vocab_size=CharTokenizer.vocab_size, eos_token_ids=(2,), **shape)
+        tokenizer = CharTokenizer()
         source = self.template.source_for_tools if self.template is not None else ""
         return SimpleNamespace(
             name="fake-model",

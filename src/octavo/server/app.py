@@ -14,11 +14,14 @@ from starlette.exceptions import HTTPException
 import octavo
 from octavo.config import EngineOptions, ServerOptions
 from octavo.errors import OctavoError
-from octavo.server import models, openapi, probes, routes, tokenize, tracing
+from octavo.server import models, openapi, probes, routes, tokenize, tracing, unavailable
+from octavo.server.anthropic import routes as anthropic_routes
 from octavo.server.auth import ApiKeys
 from octavo.server.disconnect import ClientDisconnectedError
 from octavo.server.errors import InternalErrors, answer_http_exception, answer_nobody, answer_octavo_error
 from octavo.server.load_log import log_load
+from octavo.server.ollama import routes as ollama_routes
+from octavo.server.openai_responses import routes as responses_routes
 from octavo.server.request_id import RequestIds
 from octavo.server.service import Service
 
@@ -46,7 +49,7 @@ def build_app(client: EngineClient, engine: EngineOptions, server: ServerOptions
         redoc_url=None,
     )
     app.state.service = service
-    for feature in (routes, models, tokenize, probes):
+    for feature in (routes, responses_routes, anthropic_routes, ollama_routes, models, tokenize, probes, unavailable):
         app.include_router(feature.router)
     openapi.install(app)
     app.add_exception_handler(OctavoError, answer_octavo_error)

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from octavo.server.errors import ErrorBody, ErrorDetail
+from octavo.server.error_shapes import ErrorBody, ErrorDetail
 
 MAX_HEAD_BYTES = 64 * 2**10
 """Largest request line and headers together."""

@@ -1,4 +1,4 @@
-"""From exceptions to HTTP: one table of statuses and one shape, ``{"error": {"message", "type", "param", "code"}}``."""
+"""From exceptions to HTTP: one table of statuses. ``error_shapes`` has how each API spells them."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from octavo.errors import (
     QueueFullError,
 )
 from octavo.log import get_logger
+from octavo.server.error_shapes import ErrorBody, ErrorDetail, spell
 from octavo.server.request_id import request_id_of
 
 logger = get_logger(__name__)
@@ -43,23 +44,8 @@ class AuthenticationError(OctavoError):
     """The key is missing or wrong (HTTP 401)."""
 
 
-class ErrorDetail(msgspec.Struct):
-    """What went wrong.
-
-    Attributes:
-        message: for a person. type, code: for a program. param: the field at fault.
-    """
-
-    message: str
-    type: str
-    param: str | None = None
-    code: str | int | None = None
-
-
-class ErrorBody(msgspec.Struct):
-    """The body of every answer that is not a success."""
-
-    error: ErrorDetail
+class NotAvailableError(OctavoError):
+    """The route is that of a feature this version does not have (HTTP 501)."""
 
 
 class HttpError(msgspec.Struct):
@@ -94,6 +80,8 @@ def describe(error: BaseException, request_id: str = "") -> HttpError:
             return _http(415, text, "invalid_request_error", code="unsupported_media_type")
         case QueueFullError():
             return _http(429, text, "rate_limit_error", code="queue_full", headers={"Retry-After": str(error.retry_after)})
+        case NotAvailableError():
+            return _http(501, text, "not_implemented_error", code="not_available")
         case NotReadyError():
             return _http(503, text, "service_unavailable_error", code=error.phase, headers={"Retry-After": str(error.retry_after)})
         case _ if isinstance(error, _START_UP_ERRORS):
@@ -110,9 +98,13 @@ def _http(
     return HttpError(status, ErrorBody(ErrorDetail(message, kind, param, code if code is not None else status)), headers or {})
 
 
-def response(error: HttpError) -> Response:
-    """The HTTP answer."""
-    return Response(msgspec.json.encode(error.body), error.status, error.headers, "application/json")
+def response(error: HttpError, scope: Scope) -> Response:
+    """The HTTP answer, spelled as the API of the request's route has it."""
+    return Response(_body(error, scope), error.status, error.headers, "application/json")
+
+
+def _body(error: HttpError, scope: Scope) -> bytes:
+    return msgspec.json.encode(spell(error.status, error.body, scope["path"].removeprefix(scope.get("root_path", ""))))
 
 
 async def answer_octavo_error(request: Request, error: Exception) -> Response:
@@ -121,8 +113,8 @@ async def answer_octavo_error(request: Request, error: Exception) -> Response:
     if found.status == 500:
         logger.error("request %s failed: %s", request_id_of(request.scope), error)
     if isinstance(error, BodyTooLargeError):
-        return _UnreadBodyResponse(msgspec.json.encode(found.body), found.status, found.headers, "application/json")
-    return response(found)
+        return _UnreadBodyResponse(_body(found, request.scope), found.status, found.headers, "application/json")
+    return response(found, request.scope)
 
 
 async def answer_http_exception(request: Request, error: Exception) -> Response:
@@ -136,7 +128,7 @@ async def answer_http_exception(request: Request, error: Exception) -> Response:
     else:
         message = str(error.detail)
     kind = "not_found_error" if error.status_code == 404 else "invalid_request_error"
-    return response(_http(error.status_code, message, kind, headers=dict(error.headers or {})))
+    return response(_http(error.status_code, message, kind, headers=dict(error.headers or {})), request.scope)
 
 
 async def answer_nobody(request: Request, error: Exception) -> Response:
@@ -192,4 +184,4 @@ class InternalErrors:
             logger.exception("request %s: %s %s failed", request_id, scope["method"], scope["path"])
             if started:
                 raise
-            await response(describe(error, request_id))(scope, receive, send)
+            await response(describe(error, request_id), scope)(scope, receive, send)

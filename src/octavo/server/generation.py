@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from octavo.engine.messages import RequestTimes
 from octavo.errors import EngineDeadError, InvalidRequestError, NotReadyError
 from octavo.frontend.beam_stream import submit_beams
 from octavo.frontend.outputs import PositionLogprobs, RequestDelta, RequestOutput, SequenceDelta
@@ -82,12 +83,14 @@ class Generation:
     Attributes:
         streams, followers: one a prompt.
         prompt_tokens, completion_tokens, cached_tokens: the usage so far, over all prompts.
+        times: of the prompt that ended last, as far as the engine told; None before.
     """
 
     def __init__(self, service: Service, job: Job, route: str = "") -> None:
         self.job = job
         self._route = route
         self.streams: list[RequestStream] = []
+        self.times: RequestTimes | None = None
         self._service = service
         self.followers: list[RequestFollower] = []
         self._open = False
@@ -211,6 +214,7 @@ class Generation:
         follower.take(delta)
         if follower.ended:
             self._log(follower)
+        self.times = delta.times or self.times
         for sequence in delta.sequences:
             if sequence.finish_reason == "error":
                 if isinstance(sequence.stop_reason, str):  # the engine refused the request, and says why

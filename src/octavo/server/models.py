@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from octavo.errors import ModelNotFoundError
-from octavo.server.errors import ErrorBody
+from octavo.server.error_shapes import ErrorBody
 from octavo.server.openapi import describe_route
 from octavo.server.responses import ModelCard, ModelList
 from octavo.server.service import Service, service_of

@@ -11,8 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from octavo.server import protocol
-from octavo.server.errors import ErrorBody
+from octavo.server.error_shapes import ErrorBody
 
 _REF = "#/components/schemas/"
 _STATUSES = {
@@ -25,18 +24,15 @@ _STATUSES = {
     500: "Internal error",
     503: "Loading, draining or restarting; see Retry-After",
 }
-_REQUESTS: list[type[BaseModel]] = [
-    protocol.CompletionRequest,
-    protocol.ChatCompletionRequest,
-    protocol.GenerateRequest,
-    protocol.TokenizeRequest,
-    protocol.DetokenizeRequest,
-]
+_requests: dict[str, type[BaseModel]] = {}
 _responses: dict[str, type[msgspec.Struct]] = {}
 
 
 def describe_route(
-    request: type[BaseModel] | None, response: type[msgspec.Struct], also: Mapping[int, type[msgspec.Struct]] | None = None
+    request: type[BaseModel] | None,
+    response: type[msgspec.Struct],
+    also: Mapping[int, type[msgspec.Struct]] | None = None,
+    error: type[msgspec.Struct] = ErrorBody,
 ) -> dict[str, Any]:
     """Keyword arguments of a route: what it takes and what it answers.
 
@@ -44,14 +40,22 @@ def describe_route(
         request: the body's model; None for a route without one.
         response: the answer's struct.
         also: what other statuses answer. With a body, these come on top of the usual errors.
+        error: how those are spelled.
     """
-    bodies = dict.fromkeys(_STATUSES, ErrorBody) if request is not None else {}
+    bodies = dict.fromkeys(_STATUSES, error) if request is not None else {}
     answers = {200: {"description": "The answer", "content": _json(response)}}
     answers |= {status: {"description": _STATUSES[status], "content": _json(body)} for status, body in (bodies | dict(also or {})).items()}
     extra: dict[str, Any] = {"responses": {str(status): answer for status, answer in answers.items()}}
     if request is not None:
+        _requests[request.__name__] = request
         extra["requestBody"] = {"required": True, "content": _reference(request.__name__)}
     return {"response_model": None, "openapi_extra": extra}
+
+
+def describe_refusal(status: int, text: str) -> dict[str, Any]:
+    """Keyword arguments of a route that always answers with an error."""
+    answers = {str(status): {"description": text, "content": _json(ErrorBody)}}
+    return {"response_model": None, "status_code": status, "openapi_extra": {"responses": answers}}
 
 
 def install(app: FastAPI) -> None:
@@ -70,7 +74,7 @@ def install(app: FastAPI) -> None:
 
 
 def _schemas() -> dict[str, Any]:
-    _, definitions = models_json_schema([(model, "validation") for model in _REQUESTS], ref_template=_REF + "{model}")
+    _, definitions = models_json_schema([(model, "validation") for model in _requests.values()], ref_template=_REF + "{model}")
     _, components = msgspec.json.schema_components(list(_responses.values()), ref_template=_REF + "{name}")
     if twice := definitions["$defs"].keys() & components.keys():
         raise ValueError(f"bodies and answers must have different names in the document: {sorted(twice)}")

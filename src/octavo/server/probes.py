@@ -7,7 +7,7 @@ from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 import octavo
-from octavo.server.errors import ErrorBody
+from octavo.server.error_shapes import ErrorBody
 from octavo.server.openapi import describe_route
 from octavo.server.responses import Health, Load, Version
 from octavo.server.service import service_of

@@ -56,15 +56,27 @@ NEVER = {"chat_template": "A chat template is never taken from a request; the se
 def check(body: BaseModel) -> None:
     """Refuse the fields of a body (and of its messages) that are unknown or cannot be honoured.
 
+    A body of another API brings its own table of them, as ``not_yet``.
+
     Raises:
         InvalidRequestError: naming the field.
     """
-    _check_extra(body, NOT_YET, "")
+    check_part(body, getattr(body, "not_yet", NOT_YET), "")
     for index, message in enumerate(getattr(body, "messages", None) or ()):
-        _check_extra(message, MESSAGE_NOT_YET, f"messages[{index}].")
+        check_part(message, getattr(body, "message_not_yet", MESSAGE_NOT_YET), f"messages[{index}].")
 
 
-def _check_extra(part: BaseModel, not_yet: Mapping[str, tuple[Any, ...]], prefix: str) -> None:
+def check_part(part: BaseModel, not_yet: Mapping[str, tuple[Any, ...]], prefix: str) -> None:
+    """Refuse the fields of a part of a body that are unknown or cannot be honoured.
+
+    Args:
+        part: a model that keeps unknown fields.
+        not_yet: the known ones that cannot be honoured, with the values that ask for nothing.
+        prefix: of the part's fields in the body, such as ``options.``.
+
+    Raises:
+        InvalidRequestError: naming the field.
+    """
     for name, value in (part.__pydantic_extra__ or {}).items():
         if not prefix and name in LABELS:
             continue

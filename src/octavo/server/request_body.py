@@ -37,13 +37,14 @@ _WORDS = {
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-async def parse(request: Request, model: type[Model], limit: int) -> Model:
+async def parse(request: Request, model: type[Model], limit: int, *, any_type: bool = False) -> Model:
     """Read and check a request's body.
 
     Args:
         request: the HTTP request.
         model: what the body must be.
         limit: largest body in bytes.
+        any_type: whether a body may leave its type undeclared.
 
     Raises:
         ContentTypeError, BodyTooLargeError: as their names say.
@@ -51,7 +52,7 @@ async def parse(request: Request, model: type[Model], limit: int) -> Model:
         ClientDisconnectedError: the client went away before the body was whole.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+    if not any_type and kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise ContentTypeError(f"The body must be JSON: send 'Content-Type: application/json'; got {kind or 'none'!r}.")
     body = await read(request, limit)
     try:

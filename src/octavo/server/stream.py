@@ -15,7 +15,7 @@ from octavo.errors import OctavoError
 from octavo.frontend.outputs import RequestOutput
 from octavo.log import get_logger
 from octavo.server.disconnect import ClientDisconnectedError, WhileConnected
-from octavo.server.errors import describe, response
+from octavo.server.errors import HttpError, describe, response
 from octavo.server.generation import Generation, Job, Piece
 from octavo.server.request_id import request_id_of
 from octavo.server.responses import PromptTokensDetails, Usage
@@ -46,15 +46,21 @@ class Dialect(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Framing:
-    """How a stream separates its chunks."""
+    """How a stream separates its chunks, and how it says that it failed (the same way, where ``frame_error`` is None)."""
 
     media_type: str
     frame: Callable[[msgspec.Struct], bytes]
     end: bytes
+    frame_error: Callable[[HttpError], bytes] | None = None
 
 
 EVENTS = Framing("text/event-stream", lambda chunk: b"data: " + _encode(chunk) + b"\n\n", b"data: [DONE]\n\n")
 JSON_LINES = Framing("application/x-ndjson", lambda chunk: _encode(chunk) + b"\n", b"")
+
+
+def named_event(chunk: msgspec.Struct) -> bytes:
+    """A server-sent event under the name that the chunk's struct is tagged with."""
+    return b"event: %s\ndata: %s\n\n" % (str(chunk.__struct_config__.tag).encode(), _encode(chunk))
 
 
 def usage_of(generation: Generation, *, details: bool = True) -> Usage:
@@ -131,9 +137,10 @@ class _StreamResponse(Response):
             logger.error("request %s failed", request_id, exc_info=error)
         found = describe(error, request_id)
         if self._started:
-            await self._write(send, self._framing.frame(found.body) + self._framing.end, more=False)
+            frame_error = self._framing.frame_error or (lambda error: self._framing.frame(error.body))
+            await self._write(send, frame_error(found) + self._framing.end, more=False)
         else:
-            await response(found)(scope, receive, send)
+            await response(found, scope)(scope, receive, send)
 
     async def _write(self, send: Send, body: bytes, *, more: bool = True) -> None:
         if not self._started:

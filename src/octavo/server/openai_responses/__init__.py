@@ -1,0 +1,1 @@
+"""OpenAI's responses API, put as chats. Nothing is stored."""
