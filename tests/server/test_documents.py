@@ -24,18 +24,29 @@ from octavo.config import ENGINE_GROUPS, SchedulerOptions, ServerOptions
 from octavo.frontend.input_processor import MAX_ID_CHARS
 from octavo.frontend.outputs import CompletionOutput, Logprob, RequestOutput
 from octavo.sampling_params import MAX_BIAS_ENTRIES, MAX_N, MAX_STOP_STRINGS, SamplingParams
+from octavo.server.anthropic.protocol import MessagesRequest
 from octavo.server.app import build_app
 from octavo.server.auth import OPEN_PATHS
 from octavo.server.connection import MAX_HEAD_BYTES, MAX_HEADERS, BoundedHttpProtocol
-from octavo.server.errors import AuthenticationError, BodyTooLargeError, ContentTypeError, describe
+from octavo.server.errors import AuthenticationError, BodyTooLargeError, ContentTypeError, NotAvailableError, describe
 from octavo.server.generation import MAX_PROMPTS
 from octavo.server.http_server import KEEP_ALIVE_SECONDS
+from octavo.server.ollama.protocol import OPTIONS_NOT_YET, OllamaChatRequest, OllamaGenerateRequest
+from octavo.server.openai_responses.protocol import ResponsesRequest
 from octavo.server.refused_fields import LABELS, MESSAGE_NOT_YET, NOT_YET
 from octavo.structured_outputs import MAX_CHOICES, MAX_CONSTRAINT_BYTES, MAX_REGEX_BYTES
 
 TEXT = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
 GENERATING = {"generate": "/generate", "completions": "/v1/completions", "chat": "/v1/chat/completions"}
-PATHS = {**GENERATING, "tokenize": "/tokenize", "detokenize": "/detokenize"}
+OTHER = {
+    "messages": "/v1/messages",
+    "count_tokens": "/v1/messages/count_tokens",
+    "responses": "/v1/responses",
+    "ollama generate": "/api/generate",
+    "ollama chat": "/api/chat",
+    "show": "/api/show",
+}
+PATHS = {**GENERATING, **OTHER, "tokenize": "/tokenize", "detokenize": "/detokenize"}
 """The words of the tables' column ``on``; "all" is the first three."""
 HIDDEN = {("HEAD", "/health"), ("POST", "/ping"), ("GET", "/docs"), ("GET", "/openapi.json")}
 """Routes that the OpenAPI document leaves out."""
@@ -93,7 +104,7 @@ def openapi(engine: Any) -> dict[str, Any]:
 
 
 async def test_table_of_endpoints_names_every_route_and_no_other(openapi: dict[str, Any], url: str) -> None:
-    told = {(method, code(row[1])[0]) for row in rows("method") for method in row[0].split(", ")}
+    told = {(method, path) for row in rows("method") for path in code(row[1]) for method in row[0].split(", ")}
     assert told == {(method.upper(), path) for path, methods in openapi["paths"].items() for method in methods} | HIDDEN
     async with httpx.AsyncClient() as http:
         for method, path in HIDDEN:
@@ -101,7 +112,7 @@ async def test_table_of_endpoints_names_every_route_and_no_other(openapi: dict[s
 
 
 def test_every_path_the_page_mentions_is_an_endpoint() -> None:
-    told = {code(row[1])[0] for row in rows("method")}
+    told = {path for row in rows("method") for path in code(row[1])}
     mentioned = set(re.findall(r"(?:`|`[A-Z]+ |:8000)(/[a-z][a-z0-9_/{}.]*)", TEXT)) - {"/v1"}
     assert mentioned <= told, mentioned - told
 
@@ -203,6 +214,24 @@ def test_table_of_refused_fields_has_each_with_what_is_accepted() -> None:
     assert told == {name: {json.dumps(value) for value in values} for name, values in known.items()}
 
 
+def test_table_of_fields_refused_by_other_apis_has_each_with_what_is_accepted() -> None:
+    told = {(word, code(name)[0]): set(code(values)) for name, values, on in rows("refused elsewhere") for word in on.split(", ")}
+    tables = {
+        ("messages", ""): MessagesRequest.not_yet,
+        ("responses", ""): ResponsesRequest.not_yet,
+        ("ollama generate", ""): OllamaGenerateRequest.not_yet,
+        ("ollama chat", ""): OllamaChatRequest.not_yet,
+        ("ollama chat", "messages[]."): OllamaChatRequest.message_not_yet,
+        ("ollama generate", "options."): OPTIONS_NOT_YET,
+        ("ollama chat", "options."): OPTIONS_NOT_YET,
+    }
+    assert told == {
+        (word, prefix + name): {json.dumps(value) for value in values}
+        for (word, prefix), table in tables.items()
+        for name, values in table.items()
+    }
+
+
 def test_table_of_labels_has_each() -> None:
     assert set(names("label")) == LABELS
 
@@ -269,6 +298,7 @@ async def test_table_of_metrics_has_every_metric_with_its_type_and_no_other(engi
         AuthenticationError("x"),
         BodyTooLargeError(1),
         ContentTypeError("x"),
+        NotAvailableError("x"),
     ],
 )
 def test_table_of_errors_has_what_each_exception_becomes(error: Exception) -> None:
@@ -359,7 +389,8 @@ def shape(value: Any, name: str = "") -> Any:
 
 def shapes(kind: str, text: str) -> list[str]:
     """The shapes of an answer: one, or each chunk's."""
-    parts = [text] if kind == "json" else [line.removeprefix("data: ") for line in text.splitlines() if line.strip()]
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("event: ")]
+    parts = [text] if kind == "json" else [line.removeprefix("data: ") for line in lines]
     return [part if part == "[DONE]" else json.dumps(shape(json.loads(part))) for part in parts]
 
 

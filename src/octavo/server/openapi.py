@@ -54,7 +54,7 @@ def describe_route(
 
 def describe_refusal(status: int, text: str) -> dict[str, Any]:
     """Keyword arguments of a route that always answers with an error."""
-    answers = {str(status): {"description": text, "content": _json(ErrorBody)}}
+    answers = {str(code): {"description": told, "content": _json(ErrorBody)} for code, told in ((401, _STATUSES[401]), (status, text))}
     return {"response_model": None, "status_code": status, "openapi_extra": {"responses": answers}}
 
 

@@ -12,7 +12,8 @@ from octavo.frontend.tool_calls.formats import ToolFormat
 Spell = Callable[[str], str]
 """A mark of the format as Lark: the text in quotes (``quoted``), or the special token that it is."""
 
-_ANY_ARGUMENTS: dict[str, Any] = {"type": "object"}
+_NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+"""What a function without ``parameters`` takes, as OpenAI has it."""
 _AS_MODELS_WRITE: dict[str, Any] = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
 """White space where models put it, and nowhere else: none can go on for ever."""
 
@@ -32,7 +33,7 @@ def calls_grammar(functions: Sequence[dict[str, Any]], style: ToolFormat, spell:
         rules.append(f"answer: {answer}")
     rules.append("call: " + " | ".join(f"call_{index}" for index in range(len(functions))))
     for index, function in enumerate(functions):
-        arguments = "%json " + json.dumps((function.get("parameters") or _ANY_ARGUMENTS) | _AS_MODELS_WRITE)
+        arguments = "%json " + json.dumps((function.get("parameters") or _NO_ARGUMENTS) | _AS_MODELS_WRITE)
         rules.append(f"call_{index}: {_call(function['name'], arguments, style, spell)}")
     return "\n".join(rules)
 

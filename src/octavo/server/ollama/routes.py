@@ -63,13 +63,13 @@ async def chat(request: Request) -> Response:
         return await answer(request, service, dialect, None if body.stream is False else LINES)
 
 
-@router.get("/api/tags", **describe_route(None, TagList))
+@router.get("/api/tags", **describe_route(None, TagList, {401: OllamaErrorBody}))
 async def tags(request: Request) -> Response:
     """The served names."""
     return json_response(TagList(catalogue.tagged(service_of(request))))
 
 
-@router.get("/api/ps", **describe_route(None, RunningList))
+@router.get("/api/ps", **describe_route(None, RunningList, {401: OllamaErrorBody}))
 async def ps(request: Request) -> Response:
     """The served names again: what is served is loaded, and stays so."""
     return json_response(RunningList(catalogue.running(service_of(request))))
@@ -84,7 +84,7 @@ async def show(request: Request) -> Response:
     return json_response(catalogue.shown(service, model))
 
 
-@router.get("/api/version", **describe_route(None, OllamaVersion))
+@router.get("/api/version", **describe_route(None, OllamaVersion, {401: OllamaErrorBody}))
 async def version() -> Response:
     """Octavo's version."""
     return json_response(OllamaVersion(octavo.__version__))
