@@ -12,6 +12,7 @@ from serving import Server
 
 CAPITAL: Any = [{"role": "user", "content": "What is the capital of France?"}]
 ANSWER = "The capital of France is Paris."
+GREEDY = {"temperature": 0}  # a field that the client no longer has
 WEATHER: Any = {
     "name": "get_weather",
     "description": "The weather in a city now.",
@@ -35,7 +36,7 @@ def text_of(message: Any) -> str:
 
 
 def test_a_message_whole_and_streamed(client: anthropic.Anthropic) -> None:
-    body: Any = {"model": "smollm2", "messages": CAPITAL, "max_tokens": 40, "temperature": 0}
+    body: Any = {"model": "smollm2", "messages": CAPITAL, "max_tokens": 40, "extra_body": GREEDY}
     whole = client.messages.create(**body)
     assert text_of(whole) == ANSWER
     assert (whole.stop_reason, whole.stop_sequence, whole.role) == ("end_turn", None, "assistant")
@@ -48,18 +49,20 @@ def test_a_message_whole_and_streamed(client: anthropic.Anthropic) -> None:
 
 
 def test_system_stop_sequences_and_the_limit(client: anthropic.Anthropic) -> None:
-    body: Any = {"model": "smollm2", "messages": CAPITAL, "max_tokens": 40, "temperature": 0}
+    body: Any = {"model": "smollm2", "messages": CAPITAL, "max_tokens": 40, "extra_body": GREEDY}
     stopped = client.messages.create(**body, stop_sequences=[" France"])
     assert (text_of(stopped), stopped.stop_reason, stopped.stop_sequence) == ("The capital of", "stop_sequence", " France")
     assert client.messages.create(**(body | {"max_tokens": 2})).stop_reason == "max_tokens"
     plain = client.messages.count_tokens(model="smollm2", messages=CAPITAL).input_tokens
+    with pytest.raises(anthropic.BadRequestError, match="thinking"):
+        client.messages.create(**(body | {"thinking": {"type": "enabled", "budget_tokens": 1024}}))
     told = client.messages.count_tokens(model="smollm2", messages=CAPITAL, system="Answer in one word, and never in two words.")
     assert told.input_tokens != plain
 
 
 def test_a_tool_is_used_whole_and_streamed(client: anthropic.Anthropic) -> None:
     body: Any = {"model": "smollm2", "messages": [{"role": "user", "content": "How warm is it in Paris?"}], "tools": [WEATHER]}
-    body |= {"tool_choice": {"type": "tool", "name": "get_weather"}, "max_tokens": 100, "temperature": 0}
+    body |= {"tool_choice": {"type": "tool", "name": "get_weather"}, "max_tokens": 100, "extra_body": GREEDY}
     whole = client.messages.create(**body)
     used: Any = next(block for block in whole.content if block.type == "tool_use")
     assert used.name == "get_weather" and set(used.input) == {"city"} and whole.stop_reason == "tool_use"
@@ -73,7 +76,7 @@ def test_a_tool_is_used_whole_and_streamed(client: anthropic.Anthropic) -> None:
         {"role": "user", "content": [result]},
     ]
     answer = client.messages.create(
-        model="smollm2", messages=history, tools=[WEATHER], tool_choice={"type": "none"}, max_tokens=30, temperature=0
+        model="smollm2", messages=history, tools=[WEATHER], tool_choice={"type": "none"}, max_tokens=30, extra_body=GREEDY
     )
     assert text_of(answer)
 
@@ -83,7 +86,7 @@ def test_errors_are_the_clients_own(client: anthropic.Anthropic) -> None:
         client.messages.create(model="claude-9", messages=CAPITAL, max_tokens=5)
     assert unknown.value.body == {"type": "error", "error": {"type": "not_found_error", "message": unknown.value.body["error"]["message"]}}  # type: ignore[index]
     with pytest.raises(anthropic.BadRequestError, match="temperature"):
-        client.messages.create(model="smollm2", messages=CAPITAL, max_tokens=5, temperature=7)
+        client.messages.create(model="smollm2", messages=CAPITAL, max_tokens=5, extra_body={"temperature": 7})
     with pytest.raises(anthropic.BadRequestError, match="maximum context length"):
         client.messages.create(model="smollm2", messages=[{"role": "user", "content": "word " * 5000}], max_tokens=5)
 
@@ -98,7 +101,7 @@ async def test_async_cancellation_and_timeouts_free_the_engine(server: Server) -
         with pytest.raises(anthropic.APITimeoutError):
             await client.with_options(timeout=0.3).messages.create(**long)
         task = asyncio.ensure_future(client.messages.create(**long))
-        answer = await client.messages.create(model="smollm2", messages=CAPITAL, max_tokens=40, temperature=0)
+        answer = await client.messages.create(model="smollm2", messages=CAPITAL, max_tokens=40, extra_body=GREEDY)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     assert text_of(answer) == ANSWER

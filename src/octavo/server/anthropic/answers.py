@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 
@@ -20,12 +22,30 @@ class TextBlock(msgspec.Struct, tag_field="type", tag="text"):
     text: str
 
 
+class ToolUseBlock(msgspec.Struct, tag_field="type", tag="tool_use"):
+    """A call of a tool."""
+
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+class ThinkingBlock(msgspec.Struct, tag_field="type", tag="thinking"):
+    """What the model thought. There is nothing to sign: thoughts come back as they are."""
+
+    thinking: str
+    signature: str = ""
+
+
+AnswerBlock = TextBlock | ToolUseBlock | ThinkingBlock
+
+
 class MessagesResponse(msgspec.Struct, tag_field="type", tag="message"):
     """The answer of ``/v1/messages``."""
 
     id: str
     model: str
-    content: list[TextBlock]
+    content: list[AnswerBlock]
     stop_reason: str | None
     stop_sequence: str | None
     usage: AnthropicUsage
@@ -51,7 +71,7 @@ class ContentBlockStart(msgspec.Struct, tag_field="type", tag="content_block_sta
     """A block begins, still empty."""
 
     index: int
-    content_block: TextBlock
+    content_block: AnswerBlock
 
 
 class TextDelta(msgspec.Struct, tag_field="type", tag="text_delta"):
@@ -60,11 +80,23 @@ class TextDelta(msgspec.Struct, tag_field="type", tag="text_delta"):
     text: str
 
 
+class InputJsonDelta(msgspec.Struct, tag_field="type", tag="input_json_delta"):
+    """What is new of a call's arguments, as JSON text."""
+
+    partial_json: str
+
+
+class ThinkingDelta(msgspec.Struct, tag_field="type", tag="thinking_delta"):
+    """What is new of a thought."""
+
+    thinking: str
+
+
 class ContentBlockDelta(msgspec.Struct, tag_field="type", tag="content_block_delta"):
     """What is new of a block."""
 
     index: int
-    delta: TextDelta
+    delta: TextDelta | InputJsonDelta | ThinkingDelta
 
 
 class ContentBlockStop(msgspec.Struct, tag_field="type", tag="content_block_stop"):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 
 from octavo.frontend.outputs import RequestOutput
 from octavo.server.anthropic.answers import (
+    AnswerBlock,
     AnthropicUsage,
     ContentBlockDelta,
     ContentBlockStart,
     ContentBlockStop,
+    InputJsonDelta,
     MessageDelta,
     MessagesResponse,
     MessageStart,
@@ -19,6 +23,9 @@ from octavo.server.anthropic.answers import (
     StopDelta,
     TextBlock,
     TextDelta,
+    ThinkingBlock,
+    ThinkingDelta,
+    ToolUseBlock,
 )
 from octavo.server.chat import ChatDialect
 from octavo.server.error_shapes import anthropic_error
@@ -42,7 +49,9 @@ class MessagesDialect:
         self._chat = chat
         self._name = name
         self._begun = False
-        self._text_open = False
+        self._open: str | None = None  # the kind of the block that is being sent
+        self._blocks = 0
+        self._called = False
         self._stop = StopDelta(None, None)
 
     def chunks(self, piece: Piece, generation: Generation) -> Iterator[msgspec.Struct]:
@@ -55,28 +64,55 @@ class MessagesDialect:
                 yield from self._news(choice)
 
     def closing(self, generation: Generation) -> Iterator[msgspec.Struct]:
-        """The end of the text and of the message."""
-        if self._text_open:
-            yield ContentBlockStop(0)
+        """The end of the last block and of the message."""
+        yield from self._close()
         yield MessageDelta(self._stop, usage_of(generation))
         yield MessageStop()
 
     def result(self, outputs: list[RequestOutput], generation: Generation) -> MessagesResponse:
         """The whole message."""
         choice = self._chat.result(outputs, generation).choices[0]
-        self._stop = _stop(choice.finish_reason, choice.stop_reason)
-        return self._message([TextBlock(choice.message.content)] if choice.message.content else [], generation)
+        message, blocks = choice.message, list[AnswerBlock]()
+        if message.reasoning_content:
+            blocks.append(ThinkingBlock(message.reasoning_content))
+        if message.content:
+            blocks.append(TextBlock(message.content))
+        for call in message.tool_calls or ():
+            blocks.append(ToolUseBlock(call.id, str(call.function.name), _input(call.function.arguments)))
+        self._stop = _stop(choice.finish_reason, choice.stop_reason, called=bool(message.tool_calls))
+        return self._message(blocks, generation)
 
     def _news(self, choice: ChatChunkChoice) -> Iterator[msgspec.Struct]:
+        if choice.delta.reasoning_content:
+            yield from self._begin("thinking", ThinkingBlock(""))
+            yield ContentBlockDelta(self._blocks - 1, ThinkingDelta(choice.delta.reasoning_content))
         if choice.delta.content:
-            if not self._text_open:
-                self._text_open = True
-                yield ContentBlockStart(0, TextBlock(""))
-            yield ContentBlockDelta(0, TextDelta(choice.delta.content))
+            yield from self._begin("text", TextBlock(""))
+            yield ContentBlockDelta(self._blocks - 1, TextDelta(choice.delta.content))
+        for call in choice.delta.tool_calls or ():
+            self._called = True
+            if call.id:
+                yield from self._begin(f"tool_use {call.index}", ToolUseBlock(call.id, str(call.function.name), {}))
+            if call.function.arguments:
+                yield ContentBlockDelta(self._blocks - 1, InputJsonDelta(call.function.arguments))
         if choice.finish_reason is not None:
-            self._stop = _stop(choice.finish_reason, choice.stop_reason)
+            self._stop = _stop(choice.finish_reason, choice.stop_reason, called=self._called)
 
-    def _message(self, content: list[TextBlock], generation: Generation) -> MessagesResponse:
+    def _begin(self, kind: str, block: AnswerBlock) -> Iterator[msgspec.Struct]:
+        """Have a block of this kind open: the one that is, or a new one."""
+        if self._open == kind:
+            return
+        yield from self._close()
+        self._open = kind
+        yield ContentBlockStart(self._blocks, block)
+        self._blocks += 1
+
+    def _close(self) -> Iterator[msgspec.Struct]:
+        if self._open is not None:
+            self._open = None
+            yield ContentBlockStop(self._blocks - 1)
+
+    def _message(self, content: list[AnswerBlock], generation: Generation) -> MessagesResponse:
         stop, usage = self._stop, usage_of(generation)
         return MessagesResponse(self.job.request_id, self._name, content, stop.stop_reason, stop.stop_sequence, usage)
 
@@ -87,7 +123,18 @@ def usage_of(generation: Generation) -> AnthropicUsage:
     return AnthropicUsage(generation.prompt_tokens - cached, generation.completion_tokens, cache_read_input_tokens=cached)
 
 
-def _stop(finish_reason: str | None, stop_reason: object) -> StopDelta:
+def _input(arguments: str) -> dict[str, Any]:
+    """A call's arguments; those that are no JSON object, which only a model left free writes, as they were written."""
+    try:
+        parsed = json.loads(arguments)
+    except ValueError:
+        parsed = None
+    return parsed if isinstance(parsed, dict) else {"arguments": arguments}
+
+
+def _stop(finish_reason: str | None, stop_reason: object, *, called: bool) -> StopDelta:
+    if called and finish_reason != "length":
+        return StopDelta("tool_use", None)
     if finish_reason == "stop" and isinstance(stop_reason, str):
         return StopDelta("stop_sequence", stop_reason)
     return StopDelta("max_tokens" if finish_reason == "length" else "end_turn", None)

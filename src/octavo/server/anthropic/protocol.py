@@ -11,12 +11,21 @@ from octavo.server.protocol import Body
 
 
 class Block(BaseModel):
-    """One block of a message's content or of the system prompt; only text is served."""
+    """One block of a message's content, of the system prompt or of a tool's result. Which fields it has goes by its type."""
 
     model_config = ConfigDict(strict=True, extra="allow", json_schema_extra={"additionalProperties": False})
 
-    type: str = Field(description="text")
+    type: str = Field(description="text; in messages also tool_use, tool_result, thinking and redacted_thinking")
     text: str | None = None
+    id: str | None = Field(default=None, description="Of a tool_use.")
+    name: str | None = Field(default=None, description="The tool that a tool_use calls.")
+    input: dict[str, Any] | None = Field(default=None, description="The arguments of a tool_use.")
+    tool_use_id: str | None = Field(default=None, description="The tool_use that a tool_result answers.")
+    content: str | list[Block] | None = Field(default=None, description="What a tool_result says: a text or text blocks.")
+    is_error: bool | None = Field(default=None, description="Whether a tool_result tells of a failure, which the model is told.")
+    thinking: str | None = Field(default=None, description="What an assistant thought.")
+    signature: str | None = Field(default=None, description="Of a thinking block; changes nothing.")
+    data: str | None = Field(default=None, description="Of a redacted_thinking block, which is left out.")
     cache_control: dict[str, Any] | None = Field(default=None, description="Changes nothing: prompts are cached by what they hold.")
 
 
@@ -27,6 +36,38 @@ class InputMessage(BaseModel):
 
     role: Literal["user", "assistant"]
     content: str | list[Block]
+
+
+class AnthropicTool(BaseModel):
+    """A tool of the client's own."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    name: str
+    input_schema: dict[str, Any]
+    description: str | None = None
+    type: Literal["custom"] | None = None
+    strict: bool | None = Field(default=None, description="Calls that a tool_choice requires fit the schema whether or not it is set.")
+    cache_control: dict[str, Any] | None = Field(default=None, description="Changes nothing: prompts are cached by what they hold.")
+
+
+class AnthropicToolChoice(BaseModel):
+    """Whether tools are used: as the model likes, at least one, the one named, or none."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class Thinking(BaseModel):
+    """Whether the thoughts of a model that reasons are returned. How long it thinks is its own affair: no budget can be set."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    type: Literal["disabled", "adaptive"]
+    display: Literal["summarized"] | None = None
 
 
 class CountTokensRequest(Body):
@@ -41,13 +82,13 @@ class CountTokensRequest(Body):
         "output_format": (),
         "service_tier": ("auto", "standard_only"),
         "speed": ("standard",),
-        "thinking": ({"type": "disabled"},),
-        "tool_choice": ({"type": "none"}, {"type": "auto"}),
-        "tools": ([],),
     }
 
     messages: list[InputMessage] = Field(min_length=1)
     system: str | list[Block] | None = Field(default=None, description="What the model is told first.")
+    tools: list[AnthropicTool] | None = Field(default=None, description="What the model may use.")
+    tool_choice: AnthropicToolChoice | None = None
+    thinking: Thinking | None = None
     cache_control: dict[str, Any] | None = Field(default=None, description="Changes nothing: prompts are cached by what they hold.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from octavo.errors import InvalidRequestError
@@ -9,7 +10,7 @@ from octavo.server.anthropic.protocol import Block, CountTokensRequest, Messages
 from octavo.server.protocol import ChatCompletionRequest
 from octavo.server.via_chat import chat_body, refuse
 
-NAMES = {"stop": "stop_sequences", "prompt": "messages"}
+NAMES = {"stop": "stop_sequences", "prompt": "messages", "parallel_tool_calls": "tool_choice"}
 """A chat's fields that have other names here."""
 
 
@@ -41,8 +42,30 @@ def chat_of_prompt(body: CountTokensRequest) -> ChatCompletionRequest:
 
 
 def _chat(body: CountTokensRequest, fields: dict[str, Any]) -> ChatCompletionRequest:
-    continues = body.messages[-1].role == "assistant"
-    return chat_body(_messages(body), {"model": body.model, "continue_final_message": continues, **fields})
+    messages = _messages(body)
+    last = messages[-1]
+    continues = last["role"] == "assistant" and not last.get("tool_calls")
+    return chat_body(messages, {"model": body.model, "continue_final_message": continues, **_tools(body), **fields})
+
+
+def _tools(body: CountTokensRequest) -> dict[str, Any]:
+    """The fields of a chat that offer tools and say whether thoughts are returned."""
+    fields: dict[str, Any] = {"include_reasoning": body.thinking is not None and body.thinking.type == "adaptive"}
+    if body.tools:
+        functions = [
+            {"name": tool.name, "description": tool.description, "parameters": tool.input_schema, "strict": tool.strict}
+            for tool in body.tools
+        ]
+        fields["tools"] = [{"type": "function", "function": function} for function in functions]
+    choice = body.tool_choice
+    if choice is None:
+        return fields
+    if (choice.type == "tool") != (choice.name is not None):
+        raise InvalidRequestError("tool_choice.name belongs to a tool_choice of type tool, and to no other.", "tool_choice.name")
+    named = {"type": "function", "function": {"name": choice.name}}
+    fields["tool_choice"] = named if choice.type == "tool" else "required" if choice.type == "any" else choice.type
+    fields["parallel_tool_calls"] = False if choice.disable_parallel_tool_use else None
+    return fields
 
 
 def _messages(body: CountTokensRequest) -> list[dict[str, Any]]:
@@ -51,12 +74,81 @@ def _messages(body: CountTokensRequest) -> list[dict[str, Any]]:
     if system := _texts(body.system, "system"):
         made.append({"role": "system", "content": _parts(system)})
     for index, message in enumerate(body.messages):
-        texts = _texts(message.content, f"messages[{index}].content")
-        if made and made[-1]["role"] == message.role:
-            made[-1]["content"] += _parts(texts)
-        else:
-            made.append({"role": message.role, "content": _parts(texts)})
+        turns = _assistant_turn if message.role == "assistant" else _user_turns
+        for turn in turns(message.content, f"messages[{index}].content"):
+            if made and made[-1]["role"] == turn["role"] != "tool":
+                _join(made[-1], turn)
+            else:
+                made.append(turn)
     return made
+
+
+def _join(before: dict[str, Any], turn: dict[str, Any]) -> None:
+    before["content"] += turn["content"]
+    if "tool_calls" in turn:
+        before["tool_calls"] = before.get("tool_calls", []) + turn["tool_calls"]
+    if "reasoning_content" in turn:
+        before["reasoning_content"] = before.get("reasoning_content", "") + turn["reasoning_content"]
+
+
+def _user_turns(content: str | list[Block], where: str) -> list[dict[str, Any]]:
+    """What a user's turn says: the results of tools first, each a message of its own, then its texts."""
+    if isinstance(content, str):
+        return [{"role": "user", "content": _parts([content] if content else [])}]
+    results, texts = [], []
+    for index, block in enumerate(content):
+        place = f"{where}[{index}]"
+        if block.type == "tool_result":
+            _only(block, place, "tool_use_id", "content", "is_error")
+            told = "\n".join(_texts(block.content, f"{place}.content"))
+            call = _needed(block.tool_use_id, f"{place}.tool_use_id")
+            results.append({"role": "tool", "tool_call_id": call, "content": f"Error: {told}" if block.is_error else told})
+        else:
+            texts.append(_text(block, place))
+    return results + ([{"role": "user", "content": _parts(texts)}] if texts or not results else [])
+
+
+def _assistant_turn(content: str | list[Block], where: str) -> list[dict[str, Any]]:
+    """What an assistant's turn said, thought and called."""
+    if isinstance(content, str):
+        return [{"role": "assistant", "content": _parts([content] if content else [])}]
+    texts, thoughts, calls = [], "", []
+    for index, block in enumerate(content):
+        place = f"{where}[{index}]"
+        if block.type == "tool_use":
+            _only(block, place, "id", "name", "input")
+            function = {"name": _needed(block.name, f"{place}.name"), "arguments": json.dumps(block.input or {}, ensure_ascii=False)}
+            calls.append({"id": _needed(block.id, f"{place}.id"), "type": "function", "function": function})
+        elif block.type == "thinking":
+            _only(block, place, "thinking", "signature")
+            thoughts += _needed(block.thinking, f"{place}.thinking")
+        elif block.type == "redacted_thinking":
+            _only(block, place, "data")
+        else:
+            texts.append(_text(block, place))
+    turn: dict[str, Any] = {"role": "assistant", "content": _parts(texts)}
+    if thoughts:
+        turn["reasoning_content"] = thoughts
+    if calls:
+        turn["tool_calls"] = calls
+    return [turn]
+
+
+def _needed(value: str | None, where: str) -> str:
+    if value is None:
+        raise InvalidRequestError(f"`{where}` is required.", where, "invalid_type")
+    return value
+
+
+def _only(block: Block, where: str, *fields: str) -> None:
+    """Refuse fields that a block of this type does not have."""
+    given = [*block.model_fields_set, *(name for name, value in (block.__pydantic_extra__ or {}).items() if value is not None)]
+    for name in given:
+        harmless = name == "citations" and not (block.__pydantic_extra__ or {}).get(name)  # clients send back what they were given
+        if name not in (*fields, "type", "cache_control") and not harmless and getattr(block, name, True) is not None:
+            raise InvalidRequestError(
+                f"Unknown field `{where}.{name}` in a block of type {block.type}.", f"{where}.{name}", "unknown_field"
+            )
 
 
 def _parts(texts: list[str]) -> list[dict[str, str]]:
@@ -71,11 +163,6 @@ def _texts(content: str | list[Block] | None, where: str) -> list[str]:
 
 def _text(block: Block, where: str) -> str:
     if block.type != "text":
-        raise refuse(f"{where}.type", f"{block.type!r:.60} blocks are not served, only 'text'.")
-    for name, value in (block.__pydantic_extra__ or {}).items():
-        if name == "citations" and not value:  # clients send back what they were given
-            continue
-        raise InvalidRequestError(f"Unknown field `{where}.{name}`.", f"{where}.{name}", "unknown_field")
-    if block.text is None:
-        raise InvalidRequestError(f"`{where}.text` is required.", f"{where}.text", "invalid_type")
-    return block.text
+        raise refuse(f"{where}.type", f"{block.type!r:.60} blocks are not served here, only text (and in messages, tools and thinking).")
+    _only(block, where, "text")
+    return _needed(block.text, f"{where}.text")
