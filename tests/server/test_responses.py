@@ -81,7 +81,7 @@ async def test_text_format_is_the_form_of_the_answer(engine: Any, url: str) -> N
     [
         ({"input": None}, "input"),
         ({"input": []}, "input"),
-        ({"input": [{"type": "function_call_output", "call_id": "c", "output": "o"}]}, "input[0].type"),
+        ({"input": [{"type": "computer_call"}]}, "input[0].type"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type"),
         ({"input": [{"role": "user"}]}, "input[0].content"),
         ({"input": [{"content": "a"}]}, "input[0].role"),
@@ -97,8 +97,8 @@ async def test_text_format_is_the_form_of_the_answer(engine: Any, url: str) -> N
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"conversation": "c"}, "conversation"),
         ({"background": True}, "background"),
-        ({"tools": [{"type": "web_search"}]}, "tools"),
-        ({"reasoning": {"effort": "low"}}, "reasoning"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"reasoning": {"effort": "low"}}, "reasoning.effort"),
         ({"max_tokens": 4}, "max_tokens"),
     ],
 )

@@ -25,6 +25,34 @@ class OutputMessage(msgspec.Struct, tag_field="type", tag="message"):
     role: str = "assistant"
 
 
+class FunctionCallItem(msgspec.Struct, tag_field="type", tag="function_call"):
+    """A call. ``arguments`` is JSON text."""
+
+    id: str
+    call_id: str
+    name: str
+    arguments: str
+    status: str
+
+
+class ReasoningText(msgspec.Struct, tag_field="type", tag="reasoning_text"):
+    """What the model thought."""
+
+    text: str
+
+
+class ReasoningItem(msgspec.Struct, tag_field="type", tag="reasoning"):
+    """What the model thought before it answered; nothing of it is summarised."""
+
+    id: str
+    status: str
+    content: list[ReasoningText]
+    summary: list[Any] = []
+
+
+OutputItem = OutputMessage | FunctionCallItem | ReasoningItem
+
+
 class InputTokensDetails(msgspec.Struct):
     """``cached_tokens``: prompt tokens found in the prefix cache."""
 
@@ -32,7 +60,7 @@ class InputTokensDetails(msgspec.Struct):
 
 
 class OutputTokensDetails(msgspec.Struct):
-    """``reasoning_tokens``: always 0; what a model reasons counts as its text."""
+    """``reasoning_tokens``: always 0; what a model reasons is counted with its text."""
 
     reasoning_tokens: int = 0
 
@@ -78,7 +106,7 @@ class TextAnswer(msgspec.Struct):
 
 
 class ReasoningAnswer(msgspec.Struct):
-    """How the model was asked to reason: it was not."""
+    """How the model was asked to reason."""
 
     effort: str | None = None
     summary: str | None = None
@@ -91,7 +119,7 @@ class ResponsesResponse(msgspec.Struct):
     created_at: int
     model: str
     status: str
-    output: list[OutputMessage]
+    output: list[OutputItem]
     temperature: float
     top_p: float
     text: TextAnswer
@@ -109,7 +137,7 @@ class ResponsesResponse(msgspec.Struct):
     reasoning: ReasoningAnswer = msgspec.field(default_factory=ReasoningAnswer)
     service_tier: str = "default"
     store: bool = False
-    tool_choice: str = "auto"
+    tool_choice: str | dict[str, Any] = "auto"
     tools: list[Any] = []
     top_logprobs: int = 0
     truncation: str = "disabled"
@@ -133,11 +161,11 @@ class ResponseInProgress(msgspec.Struct, tag_field="type", tag="response.in_prog
 
 
 class OutputItemAdded(msgspec.Struct, tag_field="type", tag="response.output_item.added"):
-    """A message begins, still empty."""
+    """An item begins, still empty."""
 
     sequence_number: int
     output_index: int
-    item: OutputMessage
+    item: OutputItem
 
 
 class ContentPartAdded(msgspec.Struct, tag_field="type", tag="response.content_part.added"):
@@ -182,12 +210,51 @@ class ContentPartDone(msgspec.Struct, tag_field="type", tag="response.content_pa
     part: OutputText
 
 
+class ReasoningTextDelta(msgspec.Struct, tag_field="type", tag="response.reasoning_text.delta"):
+    """What is new of a thought."""
+
+    sequence_number: int
+    item_id: str
+    output_index: int
+    content_index: int
+    delta: str
+
+
+class ReasoningTextDone(msgspec.Struct, tag_field="type", tag="response.reasoning_text.done"):
+    """The whole thought."""
+
+    sequence_number: int
+    item_id: str
+    output_index: int
+    content_index: int
+    text: str
+
+
+class ArgumentsDelta(msgspec.Struct, tag_field="type", tag="response.function_call_arguments.delta"):
+    """What is new of a call's arguments."""
+
+    sequence_number: int
+    item_id: str
+    output_index: int
+    delta: str
+
+
+class ArgumentsDone(msgspec.Struct, tag_field="type", tag="response.function_call_arguments.done"):
+    """The whole arguments."""
+
+    sequence_number: int
+    item_id: str
+    output_index: int
+    name: str
+    arguments: str
+
+
 class OutputItemDone(msgspec.Struct, tag_field="type", tag="response.output_item.done"):
-    """The whole message."""
+    """The whole item."""
 
     sequence_number: int
     output_index: int
-    item: OutputMessage
+    item: OutputItem
 
 
 class ResponseCompleted(msgspec.Struct, tag_field="type", tag="response.completed"):

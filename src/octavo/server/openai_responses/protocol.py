@@ -11,22 +11,27 @@ from octavo.server.protocol import Body
 
 
 class InputPart(BaseModel):
-    """One part of a message; only text is served."""
+    """One part of a message, of a function's output or of what was thought; only text is served."""
 
     model_config = ConfigDict(strict=True, extra="allow", json_schema_extra={"additionalProperties": False})
 
-    type: str = Field(description="input_text or output_text")
+    type: str = Field(description="input_text or output_text; reasoning_text in a reasoning item")
     text: str | None = None
 
 
 class InputItem(BaseModel):
-    """One item of the input; only messages are served."""
+    """One item of the input. Which fields it has goes by its type."""
 
     model_config = ConfigDict(strict=True, extra="allow", json_schema_extra={"additionalProperties": False})
 
-    type: str | None = Field(default=None, description="message (the default)")
+    type: str | None = Field(default=None, description="message (the default), function_call, function_call_output or reasoning")
     role: Literal["system", "developer", "user", "assistant"] | None = None
     content: str | list[InputPart] | None = None
+    call_id: str | None = Field(default=None, description="Of a function_call, and of the function_call_output that answers it.")
+    name: str | None = Field(default=None, description="What a function_call calls.")
+    arguments: str | None = Field(default=None, description="The text of a JSON object: with what a function_call calls it.")
+    output: str | list[InputPart] | None = Field(default=None, description="What the function returned.")
+    summary: list[Any] | None = Field(default=None, description="Of a reasoning item; changes nothing.")
     id: str | None = Field(default=None, description="Of an item that was answered before; changes nothing.")
     status: str | None = Field(default=None, description="Of an item that was answered before; changes nothing.")
 
@@ -60,6 +65,35 @@ class ResponseStreamOptions(BaseModel):
     include_obfuscation: Literal[False] | None = Field(default=None, description="Events are never padded.")
 
 
+class FunctionTool(BaseModel):
+    """A function on offer."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    type: Literal["function"]
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = Field(default=None, description="Calls that a tool_choice requires fit the schema whether or not it is set.")
+
+
+class NamedFunction(BaseModel):
+    """A ``tool_choice`` of one function."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    type: Literal["function"]
+    name: str
+
+
+class ReasoningConfig(BaseModel):
+    """How the model is to reason."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    effort: str | None = Field(default=None, description="For models whose chat template takes it.")
+
+
 class ResponsesRequest(Body):
     """``POST /v1/responses``: answers an input. Nothing is stored."""
 
@@ -70,16 +104,12 @@ class ResponsesRequest(Body):
         "include": ([],),
         "max_tool_calls": (),
         "moderation": (),
-        "parallel_tool_calls": (True, False),
         "previous_response_id": (),
         "prompt": (),
         "prompt_cache_options": ({},),
         "prompt_cache_retention": ("in_memory", "in-memory"),
-        "reasoning": ({},),
         "service_tier": ("auto", "default"),
         "store": (False,),
-        "tool_choice": ("none", "auto"),
-        "tools": ([],),
         "top_logprobs": (0,),
         "truncation": ("disabled",),
     }
@@ -90,6 +120,10 @@ class ResponsesRequest(Body):
     temperature: float | None = Field(default=None, description="0 is greedy (1, or the model's own default).")
     top_p: float | None = Field(default=None, description="In (0, 1] (1, or the model's own default).")
     text: TextConfig | None = None
+    tools: list[FunctionTool] | None = Field(default=None, description="Functions that the model may call.")
+    tool_choice: Literal["none", "auto", "required"] | NamedFunction | None = None
+    parallel_tool_calls: bool | None = Field(default=None, description="Whether an answer may make several calls (true).")
+    reasoning: ReasoningConfig | None = None
     metadata: dict[str, str] | None = Field(default=None, description="The client's own notes; the answer has them too.")
     stream: bool | None = Field(default=None, description="Send the answer while it is made.")
     stream_options: ResponseStreamOptions | None = None
