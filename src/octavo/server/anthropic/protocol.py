@@ -10,23 +10,29 @@ from pydantic import BaseModel, ConfigDict, Field
 from octavo.server.protocol import Body
 
 
-class Block(BaseModel):
-    """One block of a message's content, of the system prompt or of a tool's result. Which fields it has goes by its type."""
+class TextInput(BaseModel):
+    """One block of the system prompt or of a tool's result; only text is served there."""
 
     model_config = ConfigDict(strict=True, extra="allow", json_schema_extra={"additionalProperties": False})
 
-    type: str = Field(description="text; in messages also tool_use, tool_result, thinking and redacted_thinking")
+    type: str = Field(description="text")
     text: str | None = None
+    cache_control: dict[str, Any] | None = Field(default=None, description="Changes nothing: prompts are cached by what they hold.")
+
+
+class Block(TextInput):
+    """One block of a message's content. Which fields it has goes by its type."""
+
+    type: str = Field(description="text, tool_use, tool_result, thinking or redacted_thinking")
     id: str | None = Field(default=None, description="Of a tool_use.")
     name: str | None = Field(default=None, description="The tool that a tool_use calls.")
     input: dict[str, Any] | None = Field(default=None, description="The arguments of a tool_use.")
     tool_use_id: str | None = Field(default=None, description="The tool_use that a tool_result answers.")
-    content: str | list[Block] | None = Field(default=None, description="What a tool_result says: a text or text blocks.")
+    content: str | list[TextInput] | None = Field(default=None, description="What a tool_result says: a text or text blocks.")
     is_error: bool | None = Field(default=None, description="Whether a tool_result tells of a failure, which the model is told.")
     thinking: str | None = Field(default=None, description="What an assistant thought.")
     signature: str | None = Field(default=None, description="Of a thinking block; changes nothing.")
     data: str | None = Field(default=None, description="Of a redacted_thinking block, which is left out.")
-    cache_control: dict[str, Any] | None = Field(default=None, description="Changes nothing: prompts are cached by what they hold.")
 
 
 class InputMessage(BaseModel):
@@ -85,7 +91,7 @@ class CountTokensRequest(Body):
     }
 
     messages: list[InputMessage] = Field(min_length=1)
-    system: str | list[Block] | None = Field(default=None, description="What the model is told first.")
+    system: str | list[TextInput] | None = Field(default=None, description="What the model is told first.")
     tools: list[AnthropicTool] | None = Field(default=None, description="What the model may use.")
     tool_choice: AnthropicToolChoice | None = None
     thinking: Thinking | None = None

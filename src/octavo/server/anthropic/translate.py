@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from octavo.errors import InvalidRequestError
-from octavo.server.anthropic.protocol import Block, CountTokensRequest, MessagesRequest
+from octavo.server.anthropic.protocol import Block, CountTokensRequest, MessagesRequest, TextInput
 from octavo.server.protocol import ChatCompletionRequest
 from octavo.server.via_chat import chat_body, refuse
 
@@ -140,7 +140,7 @@ def _needed(value: str | None, where: str) -> str:
     return value
 
 
-def _only(block: Block, where: str, *fields: str) -> None:
+def _only(block: TextInput, where: str, *fields: str) -> None:
     """Refuse fields that a block of this type does not have."""
     given = [*block.model_fields_set, *(name for name, value in (block.__pydantic_extra__ or {}).items() if value is not None)]
     for name in given:
@@ -155,13 +155,13 @@ def _parts(texts: list[str]) -> list[dict[str, str]]:
     return [{"type": "text", "text": text} for text in texts]
 
 
-def _texts(content: str | list[Block] | None, where: str) -> list[str]:
+def _texts(content: str | list[TextInput] | None, where: str) -> list[str]:
     if content is None or isinstance(content, str):
         return [content] if content else []
     return [_text(block, f"{where}[{index}]") for index, block in enumerate(content)]
 
 
-def _text(block: Block, where: str) -> str:
+def _text(block: TextInput, where: str) -> str:
     if block.type != "text":
         raise refuse(f"{where}.type", f"{block.type!r:.60} blocks are not served here, only text (and in messages, tools and thinking).")
     _only(block, where, "text")
