@@ -115,10 +115,10 @@ async def test_request_without_a_prompt_says_that_the_model_is_loaded(engine: An
         ("/api/generate", {"options": {"num_gpu": 1}}, "`options.num_gpu`"),
         ("/api/generate", {"options": {"top_kk": 1}}, "Did you mean `options.top_k`?"),
         ("/api/generate", {"stop": ["x"]}, "Unknown field `stop`"),
-        ("/api/chat", {"tools": [{}]}, "`tools`"),
+        ("/api/chat", {"tools": [{}]}, "`tools[0].type`"),
         ("/api/chat", {"messages": [{"role": "user", "content": "a", "images": ["aa"]}]}, "`messages[0].images`"),
         ("/api/chat", {"messages": [{"role": "user", "text": "a"}]}, "`messages[0].text`"),
-        ("/api/chat", {"messages": [{"role": "tool", "content": "a"}]}, "messages[0].role"),
+        ("/api/chat", {"messages": [{"role": "king", "content": "a"}]}, "messages[0].role"),
         ("/api/chat", {"messages": {}}, "`messages` must be an array"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,15 @@ def own_names(names: Mapping[str, str]) -> Iterator[None]:
             raise
         message = re.sub(rf"\b{field}\b(?!=)", names[field], error.message)
         raise InvalidRequestError(message, names[field] + rest, error.code) from None
+
+
+def arguments_object(arguments: str) -> dict[str, Any]:
+    """A call's arguments; those that are no JSON object, which only a model left free writes, as they were written."""
+    try:
+        parsed = json.loads(arguments)
+    except ValueError:
+        parsed = None
+    return parsed if isinstance(parsed, dict) else {"arguments": arguments}
 
 
 def refuse(field: str, why: str) -> InvalidRequestError:

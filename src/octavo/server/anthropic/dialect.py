@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from typing import Any
 
 import msgspec
 
@@ -32,6 +30,7 @@ from octavo.server.error_shapes import anthropic_error
 from octavo.server.generation import Generation, Piece
 from octavo.server.responses import ChatChunkChoice
 from octavo.server.stream import Framing, named_event
+from octavo.server.via_chat import arguments_object
 
 EVENTS = Framing("text/event-stream", named_event, b"", lambda error: named_event(anthropic_error(error.status, error.body)))
 
@@ -78,7 +77,7 @@ class MessagesDialect:
         if message.content:
             blocks.append(TextBlock(message.content))
         for call in message.tool_calls or ():
-            blocks.append(ToolUseBlock(call.id, str(call.function.name), _input(call.function.arguments)))
+            blocks.append(ToolUseBlock(call.id, str(call.function.name), arguments_object(call.function.arguments)))
         self._stop = _stop(choice.finish_reason, choice.stop_reason, called=bool(message.tool_calls))
         return self._message(blocks, generation)
 
@@ -121,15 +120,6 @@ def usage_of(generation: Generation) -> AnthropicUsage:
     """The usage so far."""
     cached = generation.cached_tokens
     return AnthropicUsage(generation.prompt_tokens - cached, generation.completion_tokens, cache_read_input_tokens=cached)
-
-
-def _input(arguments: str) -> dict[str, Any]:
-    """A call's arguments; those that are no JSON object, which only a model left free writes, as they were written."""
-    try:
-        parsed = json.loads(arguments)
-    except ValueError:
-        parsed = None
-    return parsed if isinstance(parsed, dict) else {"arguments": arguments}
 
 
 def _stop(finish_reason: str | None, stop_reason: object, *, called: bool) -> StopDelta:

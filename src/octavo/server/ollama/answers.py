@@ -12,11 +12,28 @@ NEVER = "2318-01-01T00:00:00Z"
 """When the model is unloaded: what Ollama says of one that is kept for ever."""
 
 
+class OllamaCalledFunction(msgspec.Struct):
+    """What is called, and with what. ``index`` counts the calls of an answer."""
+
+    index: int
+    name: str
+    arguments: dict[str, Any]
+
+
+class OllamaToolCallAnswer(msgspec.Struct):
+    """One call of a tool."""
+
+    id: str
+    function: OllamaCalledFunction
+
+
 class OllamaMessageAnswer(msgspec.Struct):
-    """The assistant's message, or what is new of it."""
+    """The assistant's message, or what is new of it. A call comes whole."""
 
     content: str
     role: str = "assistant"
+    thinking: str | UnsetType = UNSET
+    tool_calls: list[OllamaToolCallAnswer] | UnsetType = UNSET
 
 
 class OllamaAnswer(msgspec.Struct):
@@ -26,6 +43,7 @@ class OllamaAnswer(msgspec.Struct):
     created_at: str
     done: bool
     response: str | UnsetType = UNSET
+    thinking: str | UnsetType = UNSET
     message: OllamaMessageAnswer | UnsetType = UNSET
     done_reason: str | UnsetType = UNSET
     total_duration: int | UnsetType = UNSET

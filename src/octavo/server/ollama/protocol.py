@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from octavo.server.protocol import Body
+from octavo.server.tool_fields import Tool
 
 _COMMON_NOT_YET: Mapping[str, tuple[Any, ...]] = {
     "logprobs": (False,),
-    "think": (False,),
     "top_logprobs": (0,),
     "truncate": (True, False),
     "shift": (True, False),
@@ -64,6 +64,9 @@ class OllamaBody(Body):
     stream: bool | None = Field(default=None, description="Send the answer while it is made (true).")
     format: Literal["", "json"] | dict[str, Any] | None = Field(default=None, description="json, or a JSON schema that the answer follows.")
     options: Options | None = None
+    think: bool | str | None = Field(
+        default=None, description="Whether a model that reasons returns its thoughts (true), or how much it thinks."
+    )
     keep_alive: str | int | float | None = Field(default=None, description="Changes nothing: the model stays loaded.")
 
 
@@ -83,30 +86,48 @@ class OllamaGenerateRequest(OllamaBody):
     raw: bool | None = Field(default=None, description="Take the prompt verbatim, without the chat template (false).")
 
 
+class OllamaFunction(BaseModel):
+    """What was called, and with what."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    name: str
+    arguments: dict[str, Any] | None = None
+    index: int | None = None
+
+
+class OllamaToolCall(BaseModel):
+    """One call in an assistant's message, as answers give them."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    function: OllamaFunction
+    id: str | None = None
+
+
 class OllamaMessage(BaseModel):
     """One message of a chat."""
 
     model_config = ConfigDict(strict=True, extra="allow", json_schema_extra={"additionalProperties": False})
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
     content: str | None = None
+    thinking: str | None = Field(default=None, description="What the assistant thought.")
+    tool_calls: list[OllamaToolCall] | None = Field(default=None, description="What the assistant called.")
+    tool_name: str | None = Field(default=None, description="What a tool's message is the result of.")
+    tool_call_id: str | None = Field(default=None, description="The call that it answers.")
 
 
 class OllamaChatRequest(OllamaBody):
     """``POST /api/chat``: answers a chat."""
 
-    not_yet: ClassVar[Mapping[str, tuple[Any, ...]]] = {**_COMMON_NOT_YET, "template": ("",), "tools": ([],)}
-    message_not_yet: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "images": ([],),
-        "thinking": ("",),
-        "tool_call_id": ("",),
-        "tool_calls": ([],),
-        "tool_name": ("",),
-    }
+    not_yet: ClassVar[Mapping[str, tuple[Any, ...]]] = {**_COMMON_NOT_YET, "template": ("",)}
+    message_not_yet: ClassVar[Mapping[str, tuple[Any, ...]]] = {"images": ([],)}
 
     messages: list[OllamaMessage] | None = Field(
         default=None, description="The chat; without one the answer says that the model is loaded."
     )
+    tools: list[Tool] | None = Field(default=None, description="Functions that the model may call.")
 
 
 class ShowRequest(BaseModel):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from octavo.errors import InvalidRequestError
 from octavo.server import refused_fields
-from octavo.server.ollama.protocol import OPTIONS_NOT_YET, OllamaBody, OllamaChatRequest, OllamaGenerateRequest
+from octavo.server.ollama.protocol import OPTIONS_NOT_YET, OllamaBody, OllamaChatRequest, OllamaGenerateRequest, OllamaMessage
 from octavo.server.protocol import ChatCompletionRequest
 from octavo.server.service import Service
 from octavo.server.via_chat import chat_body
@@ -21,6 +22,7 @@ NAMES = {
     **{name: f"options.{name}" for name in _SAME},
     "repetition_penalty": "options.repeat_penalty",
     "max_tokens": "options.num_predict",
+    "reasoning_effort": "think",
     "response_format": "format",
 }
 """A chat's fields that have other names here."""
@@ -62,13 +64,32 @@ def chat_of(body: OllamaChatRequest, model: ServedModel) -> ChatCompletionReques
     Raises:
         InvalidRequestError: naming the field at fault.
     """
-    messages = [{"role": message.role, "content": message.content or ""} for message in body.messages or ()]
-    continues = bool(messages) and messages[-1]["role"] == "assistant"
-    return chat_body(messages, {**_fields(body, model), "continue_final_message": continues})
+    messages = [_message(message, index) for index, message in enumerate(body.messages or ())]
+    continues = bool(messages) and messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1]
+    tools = [tool.model_dump(exclude_none=True) for tool in body.tools or ()] or None
+    return chat_body(messages, {**_fields(body, model), "continue_final_message": continues, "tools": tools})
+
+
+def _message(message: OllamaMessage, index: int) -> dict[str, Any]:
+    """A message of a chat: calls have ids there, and their arguments are text."""
+    made: dict[str, Any] = {"role": message.role, "content": message.content or ""}
+    made |= {"reasoning_content": message.thinking} if message.thinking else {}
+    made |= {"name": message.tool_name} if message.tool_name else {}
+    made |= {"tool_call_id": message.tool_call_id} if message.tool_call_id else {}
+    if message.tool_calls:
+        made["tool_calls"] = [
+            {
+                "id": call.id or f"call_{index}_{number}",
+                "type": "function",
+                "function": {"name": call.function.name, "arguments": json.dumps(call.function.arguments or {}, ensure_ascii=False)},
+            }
+            for number, call in enumerate(message.tool_calls)
+        ]
+    return made
 
 
 def _fields(body: OllamaBody, model: ServedModel) -> dict[str, Any]:
-    fields: dict[str, Any] = {"response_format": _response_format(body)}
+    fields: dict[str, Any] = {"response_format": _response_format(body), **_thinking(body, model)}
     options = body.options
     if options is None:
         return fields
@@ -80,6 +101,18 @@ def _fields(body: OllamaBody, model: ServedModel) -> dict[str, Any]:
     most = options.num_predict
     fields |= {name: getattr(options, name) for name in _SAME}
     return fields | {"repetition_penalty": options.repeat_penalty, "max_tokens": None if most in (-1, -2) else most}
+
+
+def _thinking(body: OllamaBody, model: ServedModel) -> dict[str, Any]:
+    """What ``think`` comes to: thoughts are returned unless it is false, which also turns them off where the template can."""
+    if body.think is None or body.think is True:
+        if body.think and model.reasoning is None:
+            raise InvalidRequestError("`think`: this model does not reason; leave it out.", "think")
+        return {}
+    if body.think is False:
+        can = model.chat_template is not None and "enable_thinking" in model.chat_template.source
+        return {"include_reasoning": False, "reasoning_effort": "none" if can else None}
+    return {"reasoning_effort": body.think}
 
 
 def _response_format(body: OllamaBody) -> dict[str, Any] | None:
