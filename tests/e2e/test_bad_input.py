@@ -65,7 +65,7 @@ COMPLETION = {"model": "smollm2", "prompt": "Hello", "max_tokens": 2}
         ({"prompt": {"text": "x"}}, "prompt"),
         ({"prompt": None}, "prompt"),
         ({"temprature": 1}, "temprature"),
-        ({"guided_json": {"type": "object"}}, "guided_json"),
+        ({"guided_json": {"type": "no such type"}}, "guided_json"),
         ({"use_beam_search": True, "top_p": 0.5}, "top_p"),
         ({"suffix": "end"}, "suffix"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),

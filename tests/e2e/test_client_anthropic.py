@@ -45,7 +45,8 @@ def test_a_message_whole_and_streamed(client: anthropic.Anthropic) -> None:
         final = stream.get_final_message()
     assert text_of(final) == ANSWER
     assert final.usage.output_tokens == whole.usage.output_tokens
-    assert client.messages.count_tokens(model="smollm2", messages=CAPITAL).input_tokens == whole.usage.input_tokens
+    read = whole.usage.input_tokens + (whole.usage.cache_read_input_tokens or 0)
+    assert client.messages.count_tokens(model="smollm2", messages=CAPITAL).input_tokens == read
 
 
 def test_system_stop_sequences_and_the_limit(client: anthropic.Anthropic) -> None:

@@ -37,8 +37,9 @@ def answers_as_documented(case: Any) -> None:
 def test_every_operation_answers_as_the_document_says(short_server: Server, mode: GenerationMode) -> None:
     document: Any = schemathesis.openapi.from_url(f"{short_server.url}/openapi.json")
     operations = [found.ok() for found in document.get_all_operations()]
-    assert len(operations) > 8
-    for operation in operations:
+    served = [operation for operation in operations if "501" not in operation.definition.raw["responses"]]
+    assert len(served) > 15
+    for operation in served:
         if mode is GenerationMode.NEGATIVE and operation.method.upper() == "GET":
             continue  # nothing to get wrong
         check = given(operation.as_strategy(generation_mode=mode))(answers_as_documented)

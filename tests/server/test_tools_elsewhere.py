@@ -122,6 +122,8 @@ async def test_ollama_s_messages(engine: Any, url: str) -> None:
     ("path", "change", "field"),
     [
         ("/v1/messages", {"tool_choice": {"type": "tool"}}, "tool_choice.name"),
+        ("/v1/messages", {"tools": [{"name": "a b", "input_schema": {}}]}, "tools[0].name"),
+        ("/v1/responses", {"tools": [{"type": "function", "name": ""}]}, "tools[0].name"),
         ("/v1/messages", {"tool_choice": {"type": "tool", "name": "steal"}}, "tool_choice"),
         (
             "/v1/messages",

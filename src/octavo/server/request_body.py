@@ -58,7 +58,9 @@ async def parse(request: Request, model: type[Model], limit: int, *, any_type: b
     try:
         parsed = model.model_validate_json(body)
     except ValidationError as error:
-        raise _explain(error, body) from None
+        if error.errors(include_url=False, include_input=False)[0]["type"] == "json_invalid":
+            raise _not_json(error, body) from None
+        raise explain(error, json.loads(body)) from None
     refused_fields.check(parsed)
     return parsed
 
@@ -86,13 +88,18 @@ async def read(request: Request, limit: int) -> bytes:
     return b"".join(chunks)
 
 
-def _explain(error: ValidationError, body: bytes) -> InvalidRequestError:
-    """One clear error of Pydantic's list: the deepest place in the body that is wrong, and what it must be."""
+def _not_json(error: ValidationError, body: bytes) -> InvalidRequestError:
+    reason = str(error.errors(include_url=False, include_input=False)[0].get("ctx", {}).get("error", "")) or "it cannot be parsed"
+    return InvalidRequestError(f"The body is not valid JSON: {_why_not_json(body, reason)}.", None, "invalid_json")
+
+
+def explain(error: ValidationError, raw: Any) -> InvalidRequestError:
+    """One clear error of Pydantic's list: the deepest place in the body that is wrong, and what it must be.
+
+    Args:
+        error: what Pydantic said of ``raw``, the parsed body.
+    """
     details = error.errors(include_url=False, include_input=False)
-    if details[0]["type"] == "json_invalid":
-        reason = str(details[0].get("ctx", {}).get("error", "")) or "it cannot be parsed"
-        return InvalidRequestError(f"The body is not valid JSON: {_why_not_json(body, reason)}.", None, "invalid_json")
-    raw = json.loads(body)
     if not isinstance(raw, dict):
         return InvalidRequestError("The body must be a JSON object.", None, "invalid_type")
     places = [_place(raw, detail) for detail in details]

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
 from starlette.requests import Request
 
 from octavo.errors import InvalidRequestError
@@ -15,6 +16,7 @@ from octavo.server import chat_prompt
 from octavo.server.chat import ChatDialect
 from octavo.server.disconnect import WhileConnected
 from octavo.server.protocol import ChatCompletionRequest
+from octavo.server.request_body import explain
 from octavo.server.request_id import request_id_of
 from octavo.server.service import Service
 
@@ -23,9 +25,16 @@ if TYPE_CHECKING:
 
 
 def chat_body(messages: list[dict[str, Any]], fields: Mapping[str, Any]) -> ChatCompletionRequest:
-    """A chat request of checked parts; fields that are None count as left out."""
-    given = {name: value for name, value in fields.items() if value is not None}
-    return ChatCompletionRequest.model_validate({"messages": messages, **given})
+    """A chat request of checked parts; fields that are None count as left out.
+
+    Raises:
+        InvalidRequestError: a part is none that a chat may have; named as in a chat.
+    """
+    raw = {"messages": messages, **{name: value for name, value in fields.items() if value is not None}}
+    try:
+        return ChatCompletionRequest.model_validate(raw)
+    except ValidationError as error:
+        raise explain(error, raw) from None
 
 
 async def served_model(request: Request, service: Service, name: str | None) -> ServedModel:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from octavo.server.protocol import Body
+from octavo.server.tool_fields import NAME
 
 
 class TextInput(BaseModel):
@@ -49,7 +50,7 @@ class AnthropicTool(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    name: str
+    name: str = Field(pattern=NAME)
     input_schema: dict[str, Any]
     description: str | None = None
     type: Literal["custom"] | None = None

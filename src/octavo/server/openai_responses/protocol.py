@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from octavo.server.protocol import Body
+from octavo.server.tool_fields import NAME
 
 
 class InputPart(BaseModel):
@@ -71,7 +72,7 @@ class FunctionTool(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     type: Literal["function"]
-    name: str
+    name: str = Field(pattern=NAME)
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = Field(default=None, description="Calls that a tool_choice requires fit the schema whether or not it is set.")
