@@ -218,3 +218,13 @@ async def test_many_idle_connections_do_not_keep_others_out(engine: Any, url: st
     await still_serves(engine, url)
     for raw in idle:
         raw.leave()
+
+
+async def test_a_long_body_in_one_piece_with_its_head_is_no_long_head(engine: Any, url: str) -> None:
+    body = json.dumps({"prompt": "a", "user": "x" * 2 * MAX_HEAD_BYTES}).encode()
+    raw = await connect(url)
+    for _ in range(3):
+        await raw.send(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        assert (await raw.answer())[0] == 200
+    raw.leave()
+    await still_serves(engine, url)

@@ -41,6 +41,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().__init__(*arguments, **options)
         self._in_head = True
         self._head_bytes = 0
+        self._heads = 0  # read whole so far
         self._unread_bytes = 0
         self._refused = False
         self._incoming: asyncio.TimerHandle | None = None
@@ -61,9 +62,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
-        begun_in_head = self._in_head
+        heads = self._heads
         super().data_received(data)
-        if begun_in_head and self._in_head and not self._refused:
+        if self._in_head and self._heads == heads and not self._refused:  # else a whole request was in it, and its size is the body's
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse_head()
@@ -81,6 +82,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._refused:
             return
         self._in_head = False
+        self._heads += 1
         if (
             len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD_BYTES
             or len(self.headers) > MAX_HEADERS
