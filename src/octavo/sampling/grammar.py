@@ -13,22 +13,18 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
 from octavo.errors import InvalidRequestError
 from octavo.grammars import cannot_hold, compile_matcher, make_tokenizer
+from octavo.sampling.token_mask import Mask, mask_of_bytes, without
 from octavo.structured_outputs import StructuredOutputs
 from octavo.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
-
-IntArray = npt.NDArray[np.int64]
 
 KEPT_MATCHERS = 64
 """Compiled forms kept for further sequences."""
@@ -175,7 +171,7 @@ class GrammarState:
         self._begun = not self._marker
         self._tail = b""
         self._error: str | None = None
-        self._allowed: IntArray | None = None
+        self._allowed: Mask | None = None
         self._stale = True
         self._matcher: LLMatcher | None = None
         self.complete = False
@@ -186,8 +182,8 @@ class GrammarState:
         self._join()
         return self._error
 
-    def mask(self) -> IntArray | None:
-        """The tokens that may come next, int64, rising, at least one; None where all may. Waits for it to be computed."""
+    def mask(self) -> Mask | None:
+        """The tokens that may come next, at least one; None where all may. Waits for it to be computed."""
         self._join()
         return self._allowed
 
@@ -234,20 +230,20 @@ class GrammarState:
         self._begun = self._marker in text
         self._tail = text[-len(self._marker) :]
 
-    def _within_form(self, vocabulary: Vocabulary) -> IntArray:
+    def _within_form(self, vocabulary: Vocabulary) -> Mask:
         matcher = self._matcher
         assert matcher is not None
-        bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
-        allowed = np.flatnonzero(np.unpackbits(bits, count=len(vocabulary.tokens), bitorder="little"))
-        if matcher.is_error() or not len(allowed):
+        allowed = mask_of_bytes(matcher.compute_bitmask(), len(vocabulary.tokens))
+        if matcher.is_error() or not allowed.any():
             self._fail(matcher)
         return without(allowed, vocabulary.eos_token_ids) if self._ignore_eos else allowed
 
-    def _before_form(self, vocabulary: Vocabulary) -> IntArray | None:
+    def _before_form(self, vocabulary: Vocabulary) -> Mask | None:
         banned = self._grammars.reader.straddling(self._marker, self._tail)
         if self._ignore_eos:
             banned += vocabulary.eos_token_ids
-        return without(np.arange(len(vocabulary.tokens)), banned) if banned else None
+        size = len(vocabulary.tokens)
+        return without(mask_of_bytes(b"\xff" * (size // 8 + 1), size), banned) if banned else None
 
     def _fail(self, matcher: LLMatcher) -> None:
         self._error = str(cannot_hold(self._form, matcher.get_error() or "no token of the vocabulary can go on with it"))
@@ -256,9 +252,3 @@ class GrammarState:
 def _fill(states: Sequence[GrammarState]) -> None:
     for state in states:
         state.fill()
-
-
-def without(allowed: IntArray, banned: Collection[int]) -> IntArray:
-    """The ids ``allowed`` less the ``banned`` ones; all of them where that would leave none."""
-    left = allowed[np.isin(allowed, list(banned), invert=True)]
-    return left if len(left) else allowed

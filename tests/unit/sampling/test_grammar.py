@@ -12,6 +12,7 @@ from octavo.grammars import without_gbnf
 from octavo.sampling.grammar import Grammars, GrammarState
 from octavo.sampling.sampler import Sampler
 from octavo.sampling.state import SequenceState
+from octavo.sampling.token_mask import ids_of_mask
 from octavo.sampling_params import SamplingParams
 from octavo.structured_outputs import StructuredOutputs
 from octavo.vocabulary import Vocabulary
@@ -39,7 +40,7 @@ def allowed(state: GrammarState) -> set[bytes]:
     assert state.error() is None
     mask = state.mask()
     assert mask is not None
-    return {TOKENS[token] for token in mask}
+    return {TOKENS[token] for token in ids_of_mask(mask)}
 
 
 def spell(state: GrammarState, text: bytes) -> None:
