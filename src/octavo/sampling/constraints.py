@@ -22,7 +22,7 @@ import torch
 
 from octavo.batch import NewSequence
 from octavo.errors import InvalidRequestError
-from octavo.sampling.token_mask import Mask, apply_mask, within, without
+from octavo.sampling.token_mask import Mask, apply_masks, within, without
 
 IntArray = npt.NDArray[np.int64]
 
@@ -127,16 +127,18 @@ def apply_constraints(logits: torch.Tensor, entries: Sequence[tuple[int, Constra
         flat.index_fill_(0, torch.tensor(banned, device=logits.device), float("-inf"))
 
 
-def apply_form(logits: torch.Tensor, form: Mask, constraints: Constraints | None, output: IntArray) -> None:
-    """Bias and forbid in place where the output is held to a form.
+def apply_forms(logits: torch.Tensor, entries: Sequence[tuple[int, Mask, Constraints | None, IntArray]]) -> None:
+    """Bias and forbid in place where outputs are held to forms.
 
     Args:
-        logits: float32 [V], one row.
-        form: the tokens that the form allows.
-        constraints: the request's own. output: the token ids so far.
+        logits: float32 [R, V], contiguous.
+        entries: (row, the tokens that its form allows, the request's own constraints, the output token ids so far), one a row.
     """
-    if constraints is not None:
-        form = constraints.within(form, output)
-        for token, bias in constraints.bias.items():
-            logits[token] += bias
-    apply_mask(logits, form)
+    masks = []
+    for row, form, constraints, output in entries:
+        if constraints is not None:
+            form = constraints.within(form, output)
+            for token, bias in constraints.bias.items():
+                logits[row, token] += bias
+        masks.append((row, form))
+    apply_masks(logits, masks)

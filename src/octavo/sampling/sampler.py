@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 
 from octavo.batch import TokenLogprobs
-from octavo.sampling.constraints import apply_constraints, apply_form
+from octavo.sampling.constraints import apply_constraints, apply_forms
 from octavo.sampling.filters import Draw, draw_tokens
 from octavo.sampling.logprobs import token_logprobs
 from octavo.sampling.penalties import apply_penalties
@@ -68,8 +68,7 @@ def _edit(logits: torch.Tensor, states: Sequence[SequenceState]) -> dict[int, to
     originals = {row: logits[row].clone() for row in edited if states[row].params.logprobs is not None}
     if constrained:
         apply_constraints(logits, constrained)
-    for row, form in formed.items():
-        apply_form(logits[row], form, states[row].constraints, states[row].output_ids)
+    apply_forms(logits, [(row, form, states[row].constraints, states[row].output_ids) for row, form in formed.items()])
     if penalised:
         apply_penalties(logits, penalised)
     return originals

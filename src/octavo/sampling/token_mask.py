@@ -57,17 +57,24 @@ def within(mask: Mask, allowed: Sequence[int]) -> Mask:
     return both if both.any() else mask
 
 
-def apply_mask(logits: torch.Tensor, mask: Mask) -> None:
-    """Forbid in place what a mask does not allow, and all beyond it.
+def apply_masks(logits: torch.Tensor, masks: Sequence[tuple[int, Mask]]) -> None:
+    """Forbid in place what masks do not allow, and all beyond them.
 
     Args:
-        logits: float32 [V], one row.
+        logits: float32 [R, V], contiguous.
+        masks: (row, mask), all masks of one size.
     """
-    limits = _LIMITS[mask].reshape(-1)
-    size = min(len(limits), logits.shape[0])
-    if logits.is_cpu:
-        row = logits.numpy()
-        np.minimum(row[:size], limits[:size], out=row[:size])
-    else:
-        torch.minimum(logits[:size], torch.from_numpy(limits[:size]).to(logits.device), out=logits[:size])
-    logits[size:] = float("-inf")
+    if not masks:
+        return
+    # One buffer for all rows: a new one a row would be pages that the system has to clear first.
+    limits = np.empty((len(masks[0][1]), 8), dtype=np.float32)
+    flat = limits.reshape(-1)[: logits.shape[1]]
+    for row, mask in masks:
+        np.take(_LIMITS, mask, axis=0, out=limits, mode="clip")  # nothing to clip: this is numpy's way without a copy
+        values = logits[row, : len(flat)]
+        if logits.is_cpu:
+            np.minimum(values.numpy(), flat, out=values.numpy())
+        else:
+            torch.minimum(values, torch.from_numpy(flat).to(logits.device), out=values)
+    if len(flat) < logits.shape[1]:
+        logits[[row for row, _ in masks], len(flat) :] = float("-inf")
