@@ -220,11 +220,18 @@ async def test_many_idle_connections_do_not_keep_others_out(engine: Any, url: st
         raw.leave()
 
 
-async def test_a_long_body_in_one_piece_with_its_head_is_no_long_head(engine: Any, url: str) -> None:
-    body = json.dumps({"prompt": "a", "user": "x" * 2 * MAX_HEAD_BYTES}).encode()
+@pytest.mark.parametrize(
+    "cut", [None, 5, len(HEAD), -MAX_HEAD_BYTES - 1, -1], ids=["whole", "in the head", "before its end", "in the body", "last byte"]
+)
+async def test_a_long_body_is_no_long_head_wherever_it_is_cut(engine: Any, url: str, cut: int | None) -> None:
+    body = json.dumps({"prompt": "a", "user": "x" * 3 * MAX_HEAD_BYTES}).encode()
+    request = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
     raw = await connect(url)
     for _ in range(3):
-        await raw.send(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        await raw.send(request[:cut])
+        if cut is not None:
+            await asyncio.sleep(0.05)  # so that the server reads the two apart
+            await raw.send(request[cut:])
         assert (await raw.answer())[0] == 200
     raw.leave()
     await still_serves(engine, url)

@@ -62,9 +62,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
-        heads = self._heads
+        in_head, heads = self._in_head, self._heads
         super().data_received(data)
-        if self._in_head and self._heads == heads and not self._refused:  # else a whole request was in it, and its size is the body's
+        # All of it is a head's only if no body ended in it and no head: what follows those is less than one read, and is let pass.
+        if in_head and self._in_head and self._heads == heads and not self._refused:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse_head()
