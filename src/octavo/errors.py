@@ -89,3 +89,15 @@ class InvalidLogitsError(OctavoError):
             "no token can be drawn from them. Check the checkpoint for damaged weights, or try dtype float32 if it overflows."
         )
         self.rows = rows
+
+
+class FormFailedError(OctavoError):
+    """No token can be drawn that goes on with the form that an output is held to.
+
+    Args:
+        reasons: what the client is to be told, by row of the step's logits.
+    """
+
+    def __init__(self, reasons: dict[int, str]) -> None:
+        super().__init__("; ".join(reasons.values()))
+        self.reasons = reasons

@@ -33,6 +33,11 @@ class Device(ABC):
     default_share: float
     runtime_bytes: int
 
+    @property
+    @abstractmethod
+    def cores_free(self) -> bool:
+        """Whether the process may use cores beside those that run the model; after ``prepare``."""
+
     @abstractmethod
     def free_bytes(self) -> int:
         """Memory that may still be taken, in bytes."""
@@ -54,6 +59,12 @@ class CpuDevice(Device):
     kind = "cpu"
     default_share = 0.4
     runtime_bytes = 420 * 2**20
+
+    @property
+    def cores_free(self) -> bool:
+        import torch
+
+        return torch.get_num_threads() < usable_cores()
 
     def free_bytes(self) -> int:
         return available_ram()
@@ -90,6 +101,10 @@ class CudaDevice(Device):
     kind = "cuda"
     default_share = 0.9
     runtime_bytes = 0
+
+    @property
+    def cores_free(self) -> bool:
+        return True
 
     def free_bytes(self) -> int:
         import torch

@@ -43,16 +43,19 @@ class InputBatch:
         block_size: token slots in a block.
         vocab_size: V.
         device: where a step's tensors go.
+        cores_free: whether there are cores beside those that the model keeps busy.
 
     Attributes:
         grammars: the forms that sequences are held to.
     """
 
-    def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int, vocab_size: int, device: torch.device) -> None:
+    def __init__(
+        self, max_num_seqs: int, max_model_len: int, block_size: int, vocab_size: int, device: torch.device, cores_free: bool = True
+    ) -> None:
         self.block_size = block_size
         self.vocab_size = vocab_size
         self.device = device
-        self.grammars = Grammars()
+        self.grammars = Grammars(cores_free=cores_free)
         self.states: dict[int, SequenceState] = {}
         self._row_of: dict[int, int] = {}
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))

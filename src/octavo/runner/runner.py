@@ -11,7 +11,7 @@ import torch
 
 from octavo.batch import Batch, SampledToken, ScheduledSequence, StepResult, TokenLogprobs
 from octavo.config import EngineOptions
-from octavo.errors import InvalidLogitsError
+from octavo.errors import FormFailedError, InvalidLogitsError
 from octavo.log import get_logger
 from octavo.models.config import ModelConfig
 from octavo.models.hub import ModelFiles
@@ -56,7 +56,9 @@ class Runner:
         self.pool = device.allocate_pool(plan.num_blocks, plan.block_bytes)
         shape = KVShape(config.num_layers, config.num_kv_heads, config.head_dim, plan.block_size, plan.kv_dtype)
         self.forward = self.ops.prepare_forward(self.model.forward, self.ops.kv_layers(self.pool, shape))
-        self.inputs = InputBatch(plan.max_num_seqs, plan.max_model_len, plan.block_size, config.vocab_size, self.torch_device)
+        self.inputs = InputBatch(
+            plan.max_num_seqs, plan.max_model_len, plan.block_size, config.vocab_size, self.torch_device, device.cores_free
+        )
         self.sampler = Sampler()
 
     @torch.inference_mode()
@@ -80,30 +82,33 @@ class Runner:
             the tokens, the sequences that are complete, and those whose logits are not numbers or whose grammar failed: one
             sequence's damage must not end the others.
         """
-        reasons = {state.seq_id: error for state in step.states if state.grammar is not None and (error := state.grammar.error())}
         sampled: list[SampledToken] = []
-        failed = list(reasons)
+        failed: list[int] = []
+        reasons: dict[int, str] = {}
         complete: list[int] = []
-        todo = [(row, state) for row, state in zip(step.sample_rows, step.states, strict=True) if state.seq_id not in reasons]
+        todo = list(zip(step.sample_rows, step.states, strict=True))
         while todo:
             chunk, todo = todo[:LOGITS_ROWS], todo[LOGITS_ROWS:]
             rows, states = torch.tensor([row for row, _ in chunk], device=self.torch_device), [state for _, state in chunk]
             try:
                 tokens = self.sampler(self.model.logits(hidden[rows]), states)
-            except InvalidLogitsError as error:
-                logger.error("%s", error)
-                failed += [states[row].seq_id for row in error.rows]
-                todo = [entry for row, entry in enumerate(chunk) if row not in error.rows] + todo
+            except (InvalidLogitsError, FormFailedError) as error:
+                if isinstance(error, InvalidLogitsError):
+                    logger.error("%s", error)
+                    rows_at_fault = error.rows
+                else:
+                    reasons |= {states[row].seq_id: reason for row, reason in error.reasons.items()}
+                    rows_at_fault = list(error.reasons)
+                failed += [states[row].seq_id for row in rows_at_fault]
+                todo = [entry for row, entry in enumerate(chunk) if row not in rows_at_fault] + todo
                 continue
             for state, (token, logprobs) in zip(states, tokens, strict=True):
                 state.append(token)
                 sampled.append(SampledToken(state.seq_id, token, logprobs))
                 if state.grammar is not None and state.grammar.complete:
                     complete.append(state.seq_id)
-        going_on = [
-            state.grammar for _, state in zip(step.sample_rows, step.states, strict=True) if state.grammar and not state.grammar.complete
-        ]
-        self.inputs.grammars.prepare(going_on)
+        grammars = [state.grammar for state in step.states if state.grammar is not None]
+        self.inputs.grammars.prepare([grammar for grammar in grammars if grammar.ahead and not grammar.complete])
         return StepResult(sampled, {}, failed, reasons, complete)
 
     def _prompt_logprobs(self, hidden: torch.Tensor, scheduled: list[ScheduledSequence]) -> dict[int, list[TokenLogprobs]]:

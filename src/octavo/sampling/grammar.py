@@ -4,6 +4,10 @@ As soon as a step's sequences have their tokens, their matchers start on the mas
 GIL; the sampler joins them when the logits are there. A mask depends on the form and the output so far alone, so that tokens stay the
 same whatever runs beside them.
 
+Where the model leaves no core free, nothing is hidden behind it: every microsecond for a mask is taken from the kernels. There, and
+where the sampler only has to know whether the most likely token may come next, that one token is put to the matcher (half a
+microsecond), and a mask is computed when the answer is no.
+
 Where a form starts after a marker (``</think>``), tokens that hold the marker's end and more are forbidden before it: the form
 begins at a token's start.
 """
@@ -19,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from octavo.errors import InvalidRequestError
 from octavo.grammars import cannot_hold, compile_matcher, make_tokenizer
-from octavo.sampling.token_mask import Mask, mask_of_bytes, without
+from octavo.sampling.token_mask import Mask, holds, mask_of_bytes, without
 from octavo.structured_outputs import StructuredOutputs
 from octavo.vocabulary import Vocabulary
 
@@ -77,9 +81,14 @@ class Reader:
 
 
 class Grammars:
-    """A worker's compiled forms. Cheap until the first one: threads and the reader are made then."""
+    """A worker's compiled forms. Cheap until the first one: threads and the reader are made then.
 
-    def __init__(self) -> None:
+    Args:
+        cores_free: whether there are cores beside those that the model keeps busy.
+    """
+
+    def __init__(self, *, cores_free: bool = True) -> None:
+        self._cores_free = cores_free
         self._pools: tuple[ThreadPoolExecutor, ThreadPoolExecutor] | None = None
         self._reader: Future[Reader] | None = None
         self._compiled: OrderedDict[bytes, Future[LLMatcher]] = OrderedDict()
@@ -130,21 +139,23 @@ class Grammars:
             for state in some:
                 state._task = task
 
-    def state(self, form: StructuredOutputs, output: Sequence[int], *, ignore_eos: bool) -> GrammarState:
+    def state(self, form: StructuredOutputs, output: Sequence[int], *, ignore_eos: bool, guessed: bool = False) -> GrammarState:
         """The state of a sequence.
 
         Args:
             form: what it is held to.
             output: its tokens so far; after a preemption there are some.
             ignore_eos: end-of-sequence tokens are allowed only where nothing else is.
+            guessed: the sampler tries a token before it asks for the mask.
         """
-        return GrammarState(self, form, output, ignore_eos=ignore_eos)
+        return GrammarState(self, form, output, ignore_eos=ignore_eos, ahead=self._cores_free or not guessed)
 
 
 class GrammarState:
     """One sequence's way through its form. Made and used by one thread; only masks are computed in others.
 
     Attributes:
+        ahead: whether masks are to be computed before they are asked for.
         complete: whether the form is fulfilled and nothing may follow: the sequence is to end.
     """
 
@@ -160,10 +171,11 @@ class GrammarState:
         "_stale",
         "_tail",
         "_task",
+        "ahead",
         "complete",
     )
 
-    def __init__(self, grammars: Grammars, form: StructuredOutputs, output: Sequence[int], *, ignore_eos: bool) -> None:
+    def __init__(self, grammars: Grammars, form: StructuredOutputs, output: Sequence[int], *, ignore_eos: bool, ahead: bool) -> None:
         self._grammars = grammars
         self._form = form
         self._ignore_eos = ignore_eos
@@ -174,29 +186,49 @@ class GrammarState:
         self._allowed: Mask | None = None
         self._stale = True
         self._matcher: LLMatcher | None = None
+        self.ahead = ahead
         self.complete = False
         self._task: Future[None] | None = grammars.mask_pool.submit(self._begin, grammars.compile(form), output)
 
     def error(self) -> str | None:
         """Why no token can be drawn, if none can; waits for the mask."""
         self._join()
+        self.fill()
         return self._error
 
     def mask(self) -> Mask | None:
         """The tokens that may come next, at least one; None where all may. Waits for it to be computed."""
         self._join()
+        self.fill()
         return self._allowed
 
+    def allows(self, token: int) -> bool:
+        """Whether the token may come next: the mask's answer, without computing one for it."""
+        self._join()
+        if self._error is not None:
+            return False
+        vocabulary, matcher = self._grammars.reader.vocabulary, self._matcher
+        assert matcher is not None
+        quick = self._stale and self._begun and token < len(vocabulary.tokens)
+        if quick and not (self._ignore_eos and token in vocabulary.eos_token_ids):
+            return bool(matcher.validate_tokens([token]))
+        mask = self.mask()
+        return self._error is None and (mask is None or holds(mask, token))
+
     def advance(self, token: int) -> None:
-        """Take in the token that was drawn under ``mask``. ``Grammars.prepare`` then starts on the next mask."""
+        """Take in the token that was drawn. ``Grammars.prepare`` then starts on the next mask."""
         self._join()
         self._take(token)
+
+    @property
+    def lacks_mask(self) -> bool:
+        """Whether the next mask has neither been computed nor been started on."""
+        return self._task is None and self._stale
 
     def _join(self) -> None:
         task, self._task = self._task, None
         if task is not None:
             task.result()
-        self.fill()
 
     def fill(self) -> None:
         """Compute the mask of the next token, if that has not been done."""
@@ -214,7 +246,8 @@ class GrammarState:
             return
         for token in output:
             self._take(token)
-        self.fill()
+        if self.ahead:
+            self.fill()
 
     def _take(self, token: int) -> None:
         vocabulary, matcher = self._grammars.reader.vocabulary, self._matcher
@@ -247,6 +280,17 @@ class GrammarState:
 
     def _fail(self, matcher: LLMatcher) -> None:
         self._error = str(cannot_hold(self._form, matcher.get_error() or "no token of the vocabulary can go on with it"))
+
+
+def fill_masks(states: Sequence[GrammarState]) -> None:
+    """Start on the masks that are missing, where they are more than one thread is given: else whoever asks computes them.
+
+    Args:
+        states: of one worker.
+    """
+    missing = [state for state in states if state.lacks_mask]
+    if len(missing) > MASKS_A_TASK:
+        missing[0]._grammars.prepare(missing)
 
 
 def _fill(states: Sequence[GrammarState]) -> None:

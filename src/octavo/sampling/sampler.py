@@ -2,7 +2,8 @@
 
 The order of the steps is vLLM's: form, allowed ids, bad words, min_tokens, logit_bias, penalties; then the most likely token where the
 request is greedy, else temperature, min_p, top_k, top_p and a draw. Log probabilities are those before all of this.
-A row pays only for what its request asks; a batch of plain greedy requests is one argmax.
+A row pays only for what its request asks; a batch of plain greedy requests is one argmax. Where such a request has a form, the most
+likely token of all is asked about first: if it may come next, it is the most likely one of those that may.
 
 A row's token depends on its logits, its request and the sequence's history alone: not on its place or on the other rows.
 """
@@ -15,12 +16,15 @@ from collections.abc import Sequence
 import torch
 
 from octavo.batch import TokenLogprobs
+from octavo.errors import FormFailedError
 from octavo.sampling.constraints import apply_constraints, apply_forms
 from octavo.sampling.filters import Draw, draw_tokens
+from octavo.sampling.grammar import fill_masks
 from octavo.sampling.logprobs import token_logprobs
 from octavo.sampling.penalties import apply_penalties
 from octavo.sampling.rows import argmax
 from octavo.sampling.state import SequenceState
+from octavo.sampling.token_mask import Mask
 
 
 class Sampler:
@@ -38,32 +42,39 @@ class Sampler:
 
         Raises:
             InvalidLogitsError: a row holds NaN or +inf, or nothing but -inf. No row is sampled then.
+            FormFailedError: nothing can go on with a row's form. No row is sampled then.
         """
         if logits.shape[0] != len(states) or logits.dtype is not torch.float32 or not logits.is_contiguous():
             raise ValueError(f"need contiguous float32 logits with {len(states)} rows; got {logits.dtype} {tuple(logits.shape)}.")
         if not states:
             return []
-        if all(state.plain for state in states):
-            return [(token, None) for token in argmax(logits, range(len(states)))]
-        originals = _edit(logits, states)
-        tokens = _choose(logits, states)
-        logprobs = _logprobs(logits, states, tokens, originals)
-        return [(token, logprobs.get(row)) for row, token in enumerate(tokens)]
+        plain = [row for row, state in enumerate(states) if state.plain]
+        likeliest = zip(plain, argmax(logits, plain), strict=True) if plain else ()
+        found: dict[int, tuple[int, TokenLogprobs | None]] = {}
+        for row, token in likeliest:
+            grammar = states[row].grammar
+            if grammar is None or grammar.allows(token):
+                found[row] = token, None
+        rest = {row: state for row, state in enumerate(states) if row not in found}
+        if rest:
+            originals = _edit(logits, rest)
+            tokens = _choose(logits, rest)
+            logprobs = _logprobs(logits, rest, tokens, originals)
+            found.update((row, (token, logprobs.get(row))) for row, token in tokens.items())
+        return [found[row] for row in range(len(states))]
 
 
-def _edit(logits: torch.Tensor, states: Sequence[SequenceState]) -> dict[int, torch.Tensor]:
-    """Apply constraints and penalties in place.
+def _edit(logits: torch.Tensor, states: dict[int, SequenceState]) -> dict[int, torch.Tensor]:
+    """Apply forms, constraints and penalties in place to the rows of ``states``.
 
     Returns:
         Copies [V] of the rows as they were, where their requests ask for log probabilities.
     """
-    formed = {row: mask for row, state in enumerate(states) if state.grammar is not None and (mask := state.grammar.mask()) is not None}
+    formed = _masks(states)
     constrained = [
-        (row, state.constraints, state.output_ids)
-        for row, state in enumerate(states)
-        if state.constraints is not None and row not in formed
+        (row, state.constraints, state.output_ids) for row, state in states.items() if state.constraints is not None and row not in formed
     ]
-    penalised = [(row, state.params, state.counts) for row, state in enumerate(states) if state.counts is not None]
+    penalised = [(row, state.params, state.counts) for row, state in states.items() if state.counts is not None]
     edited = {entry[0] for entry in constrained} | {entry[0] for entry in penalised} | set(formed)
     originals = {row: logits[row].clone() for row in edited if states[row].params.logprobs is not None}
     if constrained:
@@ -74,26 +85,36 @@ def _edit(logits: torch.Tensor, states: Sequence[SequenceState]) -> dict[int, to
     return originals
 
 
-def _choose(logits: torch.Tensor, states: Sequence[SequenceState]) -> list[int]:
-    """The token of each row of the edited logits."""
-    greedy = [row for row, state in enumerate(states) if state.greedy]
-    drawn = [row for row, state in enumerate(states) if not state.greedy]
+def _masks(states: dict[int, SequenceState]) -> dict[int, Mask]:
+    """What the forms of rows allow, for those that do not allow everything."""
+    formed = {row: state.grammar for row, state in states.items() if state.grammar is not None}
+    fill_masks(list(formed.values()))
+    reasons = {row: error for row, grammar in formed.items() if (error := grammar.error()) is not None}
+    if reasons:
+        raise FormFailedError(reasons)
+    return {row: mask for row, grammar in formed.items() if (mask := grammar.mask()) is not None}
+
+
+def _choose(logits: torch.Tensor, states: dict[int, SequenceState]) -> dict[int, int]:
+    """The token of each row of ``states``, of the edited logits."""
+    greedy = [row for row, state in states.items() if state.greedy]
     tokens = dict(zip(greedy, argmax(logits, greedy), strict=True)) if greedy else {}
     draws = []
-    for row in drawn:
-        state, params = states[row], states[row].params
-        top_k = params.top_k if 0 < params.top_k < logits.shape[1] else 0
-        draws.append(Draw(row, state.uniform(), params.temperature, top_k, params.top_p, params.min_p))
-    tokens.update(zip(drawn, draw_tokens(logits, draws), strict=True))
-    return [tokens[row] for row in range(len(states))]
+    for row, state in states.items():
+        if not state.greedy:
+            params = state.params
+            top_k = params.top_k if 0 < params.top_k < logits.shape[1] else 0
+            draws.append(Draw(row, state.uniform(), params.temperature, top_k, params.top_p, params.min_p))
+    tokens.update(zip((draw.row for draw in draws), draw_tokens(logits, draws), strict=True))
+    return tokens
 
 
 def _logprobs(
-    logits: torch.Tensor, states: Sequence[SequenceState], tokens: list[int], originals: dict[int, torch.Tensor]
+    logits: torch.Tensor, states: dict[int, SequenceState], tokens: dict[int, int], originals: dict[int, torch.Tensor]
 ) -> dict[int, TokenLogprobs]:
-    """Log probabilities by row, for the rows whose requests ask for them."""
+    """Log probabilities by row, for the rows of ``states`` whose requests ask for them."""
     by_count: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
-    for row, state in enumerate(states):
+    for row, state in states.items():
         if state.params.logprobs is not None:
             by_count[state.params.logprobs].append((row, tokens[row]))
     found: dict[int, TokenLogprobs] = {}

@@ -27,7 +27,7 @@ class SequenceState:
         counts: for the penalties; None where the request has none.
         grammar: the way through the form of ``structured_outputs``; None where the output is free.
         greedy: whether the most likely token is taken (temperature 0, or top_k 1, which leaves no other).
-        plain: greedy, without constraints, form, penalties and logprobs: one argmax is all it needs.
+        plain: greedy, without constraints, penalties and logprobs: one argmax is all it needs, if the form has no objection.
 
     Raises:
         InvalidRequestError: ``allowed_token_ids`` has no id below ``vocab_size``.
@@ -43,20 +43,20 @@ class SequenceState:
         self._tokens = GrowingArray(new.token_ids)
         self.greedy = new.params.greedy or new.params.top_k == 1
         self.constraints = Constraints.of(new, vocab_size)
-        self.grammar = None
-        if new.params.structured_outputs is not None:
-            if grammars is None:
-                raise ValueError("structured_outputs needs the worker's grammars")
-            output = new.token_ids[new.num_prompt_tokens :]
-            self.grammar = grammars.state(new.params.structured_outputs, output, ignore_eos=new.params.ignore_eos)
         self.counts: TokenCounts | None = None
         if needs_counts(new.params):
             # The repetition penalty alone looks at the prompt.
             first = 0 if new.params.repetition_penalty != 1.0 else new.num_prompt_tokens
             seen = self.token_ids[first : new.num_prompt_tokens]
             self.counts = TokenCounts(seen[seen < vocab_size], self.output_ids)
-        unedited = self.constraints is None and self.grammar is None and self.counts is None
-        self.plain = self.greedy and unedited and new.params.logprobs is None
+        self.plain = self.greedy and self.constraints is None and self.counts is None and new.params.logprobs is None
+        self.grammar = None
+        form = new.params.structured_outputs
+        if form is not None:
+            if grammars is None:
+                raise ValueError("structured_outputs needs the worker's grammars")
+            output = new.token_ids[new.num_prompt_tokens :]
+            self.grammar = grammars.state(form, output, ignore_eos=new.params.ignore_eos, guessed=self.plain)
 
     @property
     def token_ids(self) -> npt.NDArray[np.int64]:

@@ -42,6 +42,11 @@ def ids_of_mask(mask: Mask) -> list[int]:
     return allowed
 
 
+def holds(mask: Mask, token: int) -> bool:
+    """Whether a mask allows a token."""
+    return 0 <= token < 8 * len(mask) and bool(mask[token // 8] >> token % 8 & 1)
+
+
 def without(mask: Mask, banned: Collection[int]) -> Mask:
     """A mask less the ``banned`` ids; the mask itself where that would leave none."""
     left = mask.copy()
