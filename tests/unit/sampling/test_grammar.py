@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from octavo.batch import NewSequence
+from octavo.errors import FormFailedError
 from octavo.grammars import without_gbnf
 from octavo.sampling.grammar import Grammars, GrammarState
 from octavo.sampling.sampler import Sampler
@@ -123,6 +124,34 @@ def test_state_made_in_the_middle_is_that_of_one_that_went_there(grammars: Gramm
         walked.advance(token)
     made = state(grammars, output, **form)
     assert allowed(made) == allowed(walked)
+
+
+@pytest.mark.parametrize("cores_free", [True, False])
+@pytest.mark.parametrize("ignore_eos", [True, False])
+@pytest.mark.parametrize(
+    ("form", "output"),
+    [
+        ({"json_object": True}, list(b'{"a": [1, "x"], "b": {}}')),
+        ({"regex": "[0-9]+"}, list(b"123")),
+        ({"choice": ["yes", "no", "nope"]}, [ID[b"no"], ord("p")]),
+        ({"regex": "[0-9]{3}", "starts_after": "</think>"}, [*b"so </thin", ID[b"k>"], *b"12"]),
+    ],
+)
+def test_a_token_is_allowed_where_the_mask_has_it(cores_free: bool, ignore_eos: bool, form: dict[str, Any], output: list[int]) -> None:
+    made = Grammars(cores_free=cores_free)
+    made.learn(Vocabulary(TOKENS, [EOS, 257], [EOS]))
+    for length in range(len(output)):
+        asked = made.state(StructuredOutputs(**form), output[:length], ignore_eos=ignore_eos, guessed=True)
+        said = {token for token in range(WIDTH) if asked.allows(token)}
+        mask = made.state(StructuredOutputs(**form), output[:length], ignore_eos=ignore_eos).mask()
+        assert said == (set(range(len(TOKENS))) if mask is None else set(ids_of_mask(mask))), length
+
+
+def test_a_form_that_fails_names_its_row_and_leaves_the_others(grammars: Grammars) -> None:
+    states = [sequence(grammars, {"choice": ["yes"]}), sequence(grammars, {"regex": "("})]
+    with pytest.raises(FormFailedError) as caught:
+        Sampler()(torch.zeros(2, WIDTH), states)
+    assert list(caught.value.reasons) == [1] and "regular expression" in caught.value.reasons[1]
 
 
 def test_sequences_of_one_form_do_not_disturb_each_other(grammars: Grammars) -> None:
