@@ -73,9 +73,10 @@ async def test_while_its_prompt_is_computed(narrow: Server, stream: bool) -> Non
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_while_it_generates(narrow: Server, stream: bool) -> None:
+@pytest.mark.parametrize("form", [None, {"regex": "([a-z]{1,8} ){1000}"}], ids=["free", "in a grammar"])
+async def test_while_it_generates(narrow: Server, stream: bool, form: dict[str, str] | None) -> None:
     generated = narrow.metric("vllm:generation_tokens_total")
-    async with sent(narrow, stream) as leave:
+    async with sent(narrow, stream, structured_outputs=form) as leave:
         await until(narrow, lambda: narrow.metric("vllm:generation_tokens_total") > generated, "a token")
         leave()
         await idle(narrow)

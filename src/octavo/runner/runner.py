@@ -92,21 +92,21 @@ class Runner:
             rows, states = torch.tensor([row for row, _ in chunk], device=self.torch_device), [state for _, state in chunk]
             try:
                 tokens = self.sampler(self.model.logits(hidden[rows]), states)
-            except (InvalidLogitsError, FormFailedError) as error:
-                if isinstance(error, InvalidLogitsError):
-                    logger.error("%s", error)
-                    rows_at_fault = error.rows
-                else:
-                    reasons |= {states[row].seq_id: reason for row, reason in error.reasons.items()}
-                    rows_at_fault = list(error.reasons)
-                failed += [states[row].seq_id for row in rows_at_fault]
-                todo = [entry for row, entry in enumerate(chunk) if row not in rows_at_fault] + todo
+            except InvalidLogitsError as error:
+                logger.error("%s", error)
+                at_fault = error.rows
+            except FormFailedError as error:
+                reasons |= {states[row].seq_id: reason for row, reason in error.reasons.items()}
+                at_fault = list(error.reasons)
+            else:
+                for state, (token, logprobs) in zip(states, tokens, strict=True):
+                    state.append(token)
+                    sampled.append(SampledToken(state.seq_id, token, logprobs))
+                    if state.grammar is not None and state.grammar.complete:
+                        complete.append(state.seq_id)
                 continue
-            for state, (token, logprobs) in zip(states, tokens, strict=True):
-                state.append(token)
-                sampled.append(SampledToken(state.seq_id, token, logprobs))
-                if state.grammar is not None and state.grammar.complete:
-                    complete.append(state.seq_id)
+            failed += [states[row].seq_id for row in at_fault]
+            todo = [entry for row, entry in enumerate(chunk) if row not in at_fault] + todo
         grammars = [state.grammar for state in step.states if state.grammar is not None]
         self.inputs.grammars.prepare([grammar for grammar in grammars if grammar.ahead and not grammar.complete])
         return StepResult(sampled, {}, failed, reasons, complete)

@@ -4,9 +4,9 @@ As soon as a step's sequences have their tokens, their matchers start on the mas
 GIL; the sampler joins them when the logits are there. A mask depends on the form and the output so far alone, so that tokens stay the
 same whatever runs beside them.
 
-Where the model leaves no core free, nothing is hidden behind it: every microsecond for a mask is taken from the kernels. There, and
-where the sampler only has to know whether the most likely token may come next, that one token is put to the matcher (half a
-microsecond), and a mask is computed when the answer is no.
+Where the model leaves no core free, nothing hides behind it: every microsecond for a mask is taken from the kernels. So there, if the
+request is such that the most likely token will do, that one token is put to the matcher first (half a microsecond), and a mask is
+computed only when it may not come next. The tokens are the same.
 
 Where a form starts after a marker (``</think>``), tokens that hold the marker's end and more are forbidden before it: the form
 begins at a token's start.

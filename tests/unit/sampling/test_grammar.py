@@ -247,6 +247,27 @@ def test_bias_and_log_probabilities(grammars: Grammars) -> None:
     assert logprobs.token_ids[1] == ID[b"no"], "log probabilities are the model's own"
 
 
+@pytest.mark.parametrize("cores_free", [True, False])
+def test_greedy_tokens_are_the_likeliest_allowed_ones_whatever_was_asked_first(cores_free: bool) -> None:
+    made = Grammars(cores_free=cores_free)
+    made.learn(Vocabulary(TOKENS, [EOS, 257], [EOS]))
+    states = [sequence(made, {"regex": f"[a-z]{{{length}}}" if length % 2 else "(?s:.{400})"}) for length in range(100, 120)]
+    generator = torch.Generator().manual_seed(2)
+    refused = 0
+    for _ in range(20):
+        logits = torch.randn(len(states), WIDTH, generator=generator)
+        tokens = [token for token, _ in Sampler()(logits.clone(), states)]
+        for row, (state, token) in enumerate(zip(states, tokens, strict=True)):
+            assert state.grammar is not None
+            mask = state.grammar.mask()
+            assert mask is not None
+            allowed = ids_of_mask(mask)
+            assert token == allowed[int(logits[row, allowed].argmax())]
+            refused += token != int(logits[row].argmax())
+            state.append(token)
+    assert 0 < refused < 20 * len(states), "both ways were gone"
+
+
 def test_random_draws_stay_within_the_form(grammars: Grammars) -> None:
     state = sequence(grammars, {"regex": "[a-d]{30}"}, temperature=5.0)
     generator = torch.Generator().manual_seed(1)
