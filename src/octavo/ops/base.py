@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 
@@ -125,6 +126,25 @@ class PackedLinear:
         self.out_features = out_features
 
 
+@dataclass(frozen=True, slots=True)
+class SampleRows:
+    """How each of R rows of logits is sampled, as host arrays; see ``octavo.sampling.filters`` for what the filters keep.
+
+    Attributes:
+        temperatures: float32 [R]; 0 takes the most likely token.
+        top_ks: int32 [R], 0 where off. top_ps: float32 [R], 1 where off. min_ps: float32 [R], 0 where off.
+        seeds: int64 [R], the sequences' keys.
+        positions: int64 [R], of the tokens to be drawn: with the seed they key the draw.
+    """
+
+    temperatures: npt.NDArray[np.float32]
+    top_ks: npt.NDArray[np.int32]
+    top_ps: npt.NDArray[np.float32]
+    min_ps: npt.NDArray[np.float32]
+    seeds: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int64]
+
+
 Forward = Callable[[torch.Tensor, AttentionBatch, list[KVLayer]], torch.Tensor]
 """Token ids [T], the step and the pool's layers to final hidden rows [T, H]."""
 
@@ -139,10 +159,12 @@ class Ops(ABC):
         dtype: the compute type: of dense weights and of what they are multiplied with.
         activation_dtype: of rows between operations; the compute type, or wider.
         runs_blocks: whether weights in blocks are multiplied as they are, not turned dense first.
+        samples: whether ``sample`` is there: drawing on the device, which the host need not wait for.
     """
 
     name: str
     runs_blocks = False
+    samples = False
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device = device
@@ -195,6 +217,17 @@ class Ops(ABC):
     @abstractmethod
     def logits(self, x: torch.Tensor, weight: PackedLinear, softcap: float | None = None) -> torch.Tensor:
         """Vocabulary scores of rows [R, H], capped where ``softcap`` is set: float32 [R, V], not rounded to the compute type."""
+
+    def sample(self, logits: torch.Tensor, rows: SampleRows) -> torch.Tensor:
+        """Sample a token a row on the device; the host does not wait.
+
+        Args:
+            logits: float32 [R, V], contiguous, left as they are.
+
+        Returns:
+            int64 [R] on the device; -1 for a row that holds NaN or +inf, or nothing but -inf.
+        """
+        raise NotImplementedError(f"the {self.name} kernels leave sampling to the host")
 
     # ---- element-wise ------------------------------------------------------------------------------------------------
 
