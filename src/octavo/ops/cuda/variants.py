@@ -73,7 +73,7 @@ def compile_variant(variant: Variant) -> Compiled:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    names = variant.kernel.arg_names
+    names: list[str] = variant.kernel.arg_names
     signature = {name: variant.signature.get(name, "constexpr") for name in names}
     constants = {(names.index(name),): value for name, value in variant.constants.items()}
     attrs = {(names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned}
