@@ -16,7 +16,7 @@ from cpu_products import drawn_weight
 from paged_steps import attention_batch
 
 from octavo.ops import _cpu
-from octavo.ops.base import AttentionBatch, AttentionSpec, Forward, KVLayer
+from octavo.ops.base import AttentionBatch, AttentionSpec, Forward, KVLayer, StepLimits
 from octavo.ops.cpu import tape
 from octavo.ops.cpu.backend import CpuOps
 from octavo.ops.workspace import CPU_PIECE_ROWS
@@ -91,6 +91,9 @@ class Layers:
         return hidden
 
 
+LIMITS = StepLimits(64, 64)
+
+
 @dataclass
 class Runs:
     """A forward pass recorded and called, each with a pool of its own."""
@@ -102,7 +105,7 @@ class Runs:
 
     def __post_init__(self) -> None:
         self.recorded_pool, self.called_pool = (Pool(self.ops, self.dtype, KV_HEADS, DIM, 16, self.blocks) for _ in range(2))
-        self.recorded = self.ops.prepare_forward(self.forward, self.layers(self.recorded_pool))
+        self.recorded = self.ops.prepare_forward(self.forward, self.layers(self.recorded_pool), LIMITS)
 
     def layers(self, pool: Pool) -> list[KVLayer]:
         return self.ops.kv_layers(pool.bytes, pool.shape)
@@ -193,7 +196,7 @@ def operations_of(monkeypatch: pytest.MonkeyPatch, ops: CpuOps, forward: Forward
 
     monkeypatch.setattr(tape, "_cpu", SimpleNamespace(Program=Counted))
     pool = Pool(ops, "float32", KV_HEADS, DIM, 16, 1)
-    ops.prepare_forward(forward, ops.kv_layers(pool.bytes, pool.shape))
+    ops.prepare_forward(forward, ops.kv_layers(pool.bytes, pool.shape), LIMITS)
     del counts["set_result"]
     return counts
 
@@ -386,4 +389,4 @@ def test_rows_that_no_recorded_call_made_are_refused() -> None:
     ops = CpuOps(torch.float32, 1)
     calls = Calls(ops)
     with pytest.raises(ValueError, match="linear uses rows as 'input' that no recorded operation made"):
-        ops.prepare_forward(lambda ids, batch, kv: calls.linear(calls.start(ids).clone()), [])
+        ops.prepare_forward(lambda ids, batch, kv: calls.linear(calls.start(ids).clone()), [], LIMITS)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import random
-
+import attention_cases
 import pytest
 import torch
+from attention_cases import BLOCK, DIM, HEADS, KINDS, KV_HEADS, STEPS, step
 from paged_steps import attention_batch
 
 from octavo.ops import reference_attention
@@ -14,66 +13,17 @@ from octavo.ops.base import AttentionBatch, AttentionSpec
 from octavo.ops.reference import ReferenceOps
 from octavo.ops.reference_attention import TorchKVLayer
 
-HEADS, KV_HEADS, DIM, BLOCK, NUM_BLOCKS = 6, 2, 16, 8, 200
 TOLERANCES = {torch.float32: 3e-6, torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
-# Cached tokens and query rows of each sequence of a step.
-STEPS = {
-    "one decoding": ([36], [1]),
-    "first token": ([0], [1]),
-    "decoding, alike": ([15, 15, 15], [1, 1, 1]),
-    "decoding, ragged": ([0, 70, 3, 31, 32], [1, 1, 1, 1, 1]),
-    "prompt": ([0], [45]),
-    "prompts": ([0, 0, 0], [9, 40, 2]),
-    "chunk": ([37], [30]),
-    "chunk after one": ([1], [2]),
-    "mixed": ([50, 0, 3, 19, 64], [1, 33, 1, 21, 1]),
-}
-KINDS = {
-    "full": AttentionSpec(HEADS, KV_HEADS, DIM, scale=0.3),
-    "window": AttentionSpec(HEADS, KV_HEADS, DIM, scale=0.3, window=11),
-    "window of one": AttentionSpec(HEADS, KV_HEADS, DIM, scale=0.3, window=1),
-    "wide window": AttentionSpec(HEADS, KV_HEADS, DIM, scale=0.3, window=1000),
-    "softcap": AttentionSpec(HEADS, KV_HEADS, DIM, scale=0.3, softcap=1.5),
-    "softcap and window": AttentionSpec(HEADS, KV_HEADS, DIM, scale=0.3, window=11, softcap=1.5),
-    "head for head": AttentionSpec(KV_HEADS, KV_HEADS, DIM, scale=0.3),
-    "one key head": AttentionSpec(HEADS, 1, DIM, scale=0.3),
-}
 
 
 def filled_pool(batch: AttentionBatch, kv_heads: int, dtype: torch.dtype, window: int | None = None) -> TorchKVLayer:
     """A layer of a pool in which only the tokens that the step's rows see are written."""
-    generator = torch.Generator().manual_seed(4)
-    pool = torch.full((NUM_BLOCKS, 3, 2, BLOCK, kv_heads, DIM), torch.nan, dtype=dtype)
-    for table, context, count in zip(batch.block_tables.tolist(), batch.context_lens_host, batch.query_lens, strict=True):
-        for position in range(0 if window is None else max(0, context - count + 1 - window), context):
-            pool[table[position // BLOCK], 1, :, position % BLOCK] = torch.randn(2, kv_heads, DIM, generator=generator).to(dtype)
+    pool = attention_cases.filled_pool(batch, kv_heads, dtype, window)
     return TorchKVLayer(keys=pool[:, 1, 0], values=pool[:, 1, 1])
 
 
-def step(cached: list[int], counts: list[int]) -> AttentionBatch:
-    free = list(range(NUM_BLOCKS))
-    random.Random(9).shuffle(free)
-    tables = [[free.pop() for _ in range(-(-(begin + count) // BLOCK))] for begin, count in zip(cached, counts, strict=True)]
-    return attention_batch(tables, cached, counts, BLOCK)
-
-
 def naive(q: torch.Tensor, batch: AttentionBatch, kv: TorchKVLayer, spec: AttentionSpec) -> torch.Tensor:
-    result, row = torch.zeros(q.shape, dtype=torch.float64), 0
-    for sequence, (count, context) in enumerate(zip(batch.query_lens, batch.context_lens_host, strict=True)):
-        table = batch.block_tables[sequence].tolist()
-        keys = torch.stack([kv.keys[table[position // BLOCK], position % BLOCK] for position in range(context)]).double()
-        values = torch.stack([kv.values[table[position // BLOCK], position % BLOCK] for position in range(context)]).double()
-        for position in range(context - count, context):
-            first = 0 if spec.window is None else max(0, position - spec.window + 1)
-            for head in range(spec.num_heads):
-                shared = head * spec.num_kv_heads // spec.num_heads
-                scores = [float(q[row, head].double() @ keys[seen, shared]) * spec.scale for seen in range(first, position + 1)]
-                if spec.softcap is not None:
-                    scores = [spec.softcap * math.tanh(score / spec.softcap) for score in scores]
-                weights = torch.tensor(scores, dtype=torch.float64).softmax(0)
-                result[row, head] = weights @ values[first : position + 1, shared]
-            row += 1
-    return result
+    return attention_cases.naive(q, batch, kv.keys, kv.values, spec)
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCES), ids=str)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,13 +13,13 @@ from octavo.models.decoder import Model
 from octavo.models.hub import ModelFiles
 from octavo.models.loader import open_weights, read_model_config
 from octavo.models.registry import build_model
-from octavo.ops.base import AttentionBatch, KVShape, Ops
+from octavo.ops.base import AttentionBatch, KVShape, Ops, StepLimits
 from octavo.ops.select import select_ops
 from octavo.ops.workspace import CPU_POOL_SPARE_BYTES
 
 
 def load(directory: Path, dtype: torch.dtype, max_model_len: int, ops: Ops | None = None) -> tuple[Model, ModelConfig]:
-    """The model in a checkpoint directory, on the CPU, by ``ops`` or the kernels that a server would choose."""
+    """The model in a checkpoint directory, by ``ops`` or the kernels that a server would choose on the CPU."""
     files = ModelFiles(name=directory.name, kind="hf", path=directory)
     config = read_model_config(files)
     ops = ops or select_ops(torch.device("cpu"), dtype)
@@ -44,6 +45,12 @@ def attention_batch(tables: list[list[int]], cached: list[int], counts: list[int
     )
 
 
+def on_device(batch: AttentionBatch, device: torch.device) -> AttentionBatch:
+    """A step with its tensors on a device."""
+    tensors = ("positions", "slots", "query_starts", "context_lens", "block_tables")
+    return replace(batch, plans={}, **{name: getattr(batch, name).to(device) for name in tensors})
+
+
 class PagedModel:
     """A model over a pool whose every value is NaN until it is written; sequences get scattered blocks.
 
@@ -56,10 +63,13 @@ class PagedModel:
         self.model = model
         self.block_size = block_size
         block_values = config.kv_values_per_token * block_size
-        values = torch.full((num_blocks * block_values + CPU_POOL_SPARE_BYTES,), torch.nan, dtype=dtype)[: num_blocks * block_values]
+        size = num_blocks * block_values
+        self.device = model.ops.device
+        values = torch.full((size + CPU_POOL_SPARE_BYTES,), torch.nan, dtype=dtype, device=self.device)[:size]
         shape = KVShape(config.num_layers, config.num_kv_heads, config.head_dim, block_size, str(dtype).removeprefix("torch."))
         self.pool = values.view(torch.uint8).view(num_blocks, -1)
-        self.forward = model.ops.prepare_forward(model.forward, model.ops.kv_layers(self.pool, shape))
+        limits = StepLimits(num_blocks, num_blocks)
+        self.forward = model.ops.prepare_forward(model.forward, model.ops.kv_layers(self.pool, shape), limits)
         self.free = list(range(num_blocks))
         random.Random(5).shuffle(self.free)
         self.tables: dict[int, list[int]] = {}
@@ -74,8 +84,9 @@ class PagedModel:
             table += [self.free.pop() for _ in range(needed - len(table))]
         names = list(tokens)
         counts = [len(tokens[name]) for name in names]
-        batch = attention_batch([self.tables[name] for name in names], [self.cached[name] for name in names], counts, self.block_size)
-        ids = torch.tensor([token for name in names for token in tokens[name]])
+        tables, cached = [self.tables[name] for name in names], [self.cached[name] for name in names]
+        batch = on_device(attention_batch(tables, cached, counts, self.block_size), self.device)
+        ids = torch.tensor([token for name in names for token in tokens[name]], device=self.device)
         logits = self.model.logits(self.forward(ids, batch))
         for name in names:
             self.cached[name] += len(tokens[name])

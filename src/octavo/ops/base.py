@@ -145,6 +145,19 @@ class SampleRows:
     positions: npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """What no step exceeds.
+
+    Attributes:
+        most_sequences: in a step.
+        most_blocks: in a sequence's block table.
+    """
+
+    most_sequences: int
+    most_blocks: int
+
+
 Forward = Callable[[torch.Tensor, AttentionBatch, list[KVLayer]], torch.Tensor]
 """Token ids [T], the step and the pool's layers to final hidden rows [T, H]."""
 
@@ -296,11 +309,14 @@ class Ops(ABC):
 
     # ---- the whole pass ----------------------------------------------------------------------------------------------
 
-    def prepare_forward(self, forward: Forward, kv: list[KVLayer]) -> Callable[[torch.Tensor, AttentionBatch], torch.Tensor]:
+    def prepare_forward(
+        self, forward: Forward, kv: list[KVLayer], limits: StepLimits
+    ) -> Callable[[torch.Tensor, AttentionBatch], torch.Tensor]:
         """The fastest way this backend has to run a model's forward pass again and again; the same bits as calling it.
 
         Args:
             forward: a model's forward pass, of this backend's operations alone.
             kv: the pool's layers, the same ones in every call.
+            limits: of the steps to come.
         """
         return lambda token_ids, batch: forward(token_ids, batch, kv)

@@ -11,22 +11,29 @@ from octavo.ops.base import Ops
 REFERENCE = "reference"
 
 
-def select_ops(device: torch.device, dtype: torch.dtype, activation_bits: int | None = None) -> Ops:
+def select_ops(device: torch.device, dtype: torch.dtype, activation_bits: int | None = None, graphs: bool = True) -> Ops:
     """The kernels for a device and a compute type.
 
     A CPU runs float32 and bfloat16 on the C++ kernels of the best instruction set it has, on as many threads as torch is set to use;
-    ``$OCTAVO_CPU_KERNELS`` names another set. Everything else runs on the reference.
+    ``$OCTAVO_CPU_KERNELS`` names another set, and float16 runs on the reference. A GPU runs Triton kernels.
 
     Args:
         device: where weights and activations live.
         dtype: float32, bfloat16 or float16.
         activation_bits: what rows keep where they meet quantised weights: 8 or 16, or None for the most that the kernels do.
+        graphs: whether a GPU's decoding steps may be captured as graphs.
 
     Raises:
         ConfigError: ``$OCTAVO_CPU_KERNELS`` names kernels that there are not here, or the activations' bits need others.
     """
+    if device.type == "cuda":
+        from octavo.ops.cuda.backend import CudaOps
+
+        if activation_bits is not None:
+            raise ConfigError(f"activation_bits={activation_bits} needs the C++ kernels of a CPU.")
+        return CudaOps(device, dtype, graphs)
     wanted = env.cpu_kernels()
-    if device.type != "cpu" or dtype == torch.float16 or wanted == REFERENCE:
+    if dtype == torch.float16 or wanted == REFERENCE:
         from octavo.ops.reference import ReferenceOps
 
         if activation_bits is not None:

@@ -25,6 +25,10 @@ def attention_workspace(context: int, num_heads: int, num_kv_heads: int, head_di
     return gathered + spelled_out
 
 
+CUDA_PARTIAL_BYTES = 128 * 2**20
+"""What the partial results of decoding sequences' splits may take on a GPU at once; one sequence alone takes what it needs."""
+
+
 CPU_SLOT_TILE = 16
 """Slots whose keys lie side by side in the C++ kernels' cache: a block holds a multiple of it."""
 

@@ -6,13 +6,33 @@ The interpreter's bfloat16 products are wrong (its numpy has no such type), so t
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 import torch
 
 HAS_GPU = torch.cuda.is_available()
+
+
+def _interpret() -> None:
+    """Have kernels interpreted: read when a kernel's file is imported, so before any test does.
+
+    Triton 3.6's interpreter counts on numpy to turn an array of one value into a number by itself, which numpy 2.4 no longer does.
+    """
+    os.environ["TRITON_INTERPRET"] = "1"
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patch_tensor(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patch_tensor
+
+
 if not HAS_GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel's file is imported: before any test does
+    _interpret()
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 
 from octavo.ops import _cpu
-from octavo.ops.base import AttentionBatch, AttentionSpec, Forward, KVLayer, KVShape, Ops, PackedLinear, WeightPart
+from octavo.ops.base import AttentionBatch, AttentionSpec, Forward, KVLayer, KVShape, Ops, PackedLinear, StepLimits, WeightPart
 from octavo.ops.cpu.kv import CpuKVLayer, cpu_kv_layers
 from octavo.ops.cpu.tape import Operation, Tape, compile_tape
 from octavo.ops.cpu.weights import PackedPart, pack_parts
@@ -184,7 +184,9 @@ class CpuOps(Ops):
 
     # ---- the whole pass ----------------------------------------------------------------------------------------------
 
-    def prepare_forward(self, forward: Forward, kv: list[KVLayer]) -> Callable[[torch.Tensor, AttentionBatch], torch.Tensor]:
+    def prepare_forward(
+        self, forward: Forward, kv: list[KVLayer], limits: StepLimits
+    ) -> Callable[[torch.Tensor, AttentionBatch], torch.Tensor]:
         """Record the pass once; see ``Ops.prepare_forward``."""
         nothing = torch.zeros(1, dtype=torch.int64)
         step = AttentionBatch(nothing, nothing, nothing.int(), nothing.int(), nothing.int().unsqueeze(0), [1], [1], 1)

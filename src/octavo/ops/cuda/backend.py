@@ -1,0 +1,139 @@
+"""The GPU kernels behind the ``Ops`` interface.
+
+Rows between operations have the compute type, the residual stream is float32, vocabulary scores keep float32's precision. Products of
+dense weights are cuBLAS's, all else is Triton's. Nothing waits for the GPU and nothing is read back from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+
+from octavo.ops.base import (
+    AttentionBatch,
+    AttentionSpec,
+    Forward,
+    KVLayer,
+    KVShape,
+    Ops,
+    PackedLinear,
+    StepLimits,
+    WeightPart,
+)
+from octavo.ops.cuda.activation import gated
+from octavo.ops.cuda.attention_decode import decode_attention
+from octavo.ops.cuda.attention_prefill import prefill_attention
+from octavo.ops.cuda.attention_work import attention_work
+from octavo.ops.cuda.graphs import DecodeSteps, cuda_capture
+from octavo.ops.cuda.kv import CudaKVLayer, cuda_kv_layers
+from octavo.ops.cuda.norm import add_rms_norm, rms_norm
+from octavo.ops.cuda.rotary_cache import rotary_and_cache
+
+
+class CudaOps(Ops):
+    """Triton kernels and cuBLAS.
+
+    Args:
+        device: a CUDA device; a CPU where Triton interprets its kernels (tests).
+        dtype: float32, bfloat16 or float16.
+        graphs: whether decoding steps are captured as CUDA graphs and replayed.
+    """
+
+    name = "cuda"
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, graphs: bool = True) -> None:
+        super().__init__(device, dtype)
+        self._graphs = graphs
+
+    # ---- weights -----------------------------------------------------------------------------------------------------
+
+    def pack_linear(self, parts: Sequence[WeightPart], bias: torch.Tensor | None = None, gated: bool = False) -> PackedLinear:
+        dense = [cast("torch.Tensor", part).to(self.device, self.dtype) for part in parts]
+        weight = dense[0] if len(dense) == 1 else torch.cat(dense)
+        out_features, in_features = weight.shape
+        return PackedLinear((weight, None if bias is None else bias.to(self.device, self.dtype)), in_features, out_features)
+
+    def linear(self, x: torch.Tensor, weight: PackedLinear) -> torch.Tensor:
+        data, bias = cast("tuple[torch.Tensor, torch.Tensor | None]", weight.data)
+        return F.linear(x, data, bias)
+
+    def gated_linear(self, x: torch.Tensor, weight: PackedLinear, kind: str) -> torch.Tensor:
+        return gated(self.linear(x, weight), kind)
+
+    def pack_embedding(self, table: WeightPart, head: PackedLinear | None) -> object:
+        if head is not None:
+            return cast("tuple[torch.Tensor, torch.Tensor | None]", head.data)[0]
+        return cast("torch.Tensor", table).to(self.device, self.dtype)
+
+    def embedding(self, token_ids: torch.Tensor, table: object, scale: float = 1.0) -> torch.Tensor:
+        rows = F.embedding(token_ids, cast("torch.Tensor", table))
+        if scale != 1.0:
+            rows = rows.mul_(torch.tensor(scale, dtype=rows.dtype).item())
+        return rows.float()
+
+    def logits(self, x: torch.Tensor, weight: PackedLinear, softcap: float | None = None) -> torch.Tensor:
+        data, bias = cast("tuple[torch.Tensor, torch.Tensor | None]", weight.data)
+        if x.is_cuda and x.dtype != torch.float32:
+            scores = torch.mm(x, data.t(), out_dtype=torch.float32)
+            scores = scores if bias is None else scores.add_(bias)
+        else:
+            scores = F.linear(x, data, bias).float()
+        return scores if softcap is None else scores.div_(softcap).tanh_().mul_(softcap)
+
+    # ---- element-wise ------------------------------------------------------------------------------------------------
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, plus_one: bool = False) -> torch.Tensor:
+        return rms_norm(x, weight, eps, plus_one, self.dtype)
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, plus_one: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return add_rms_norm(x, residual, weight, eps, plus_one), residual
+
+    # ---- attention ---------------------------------------------------------------------------------------------------
+
+    def rotary_and_cache(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        cos_sin: torch.Tensor,
+        batch: AttentionBatch,
+        kv: KVLayer,
+    ) -> torch.Tensor:
+        assert isinstance(kv, CudaKVLayer)
+        rotary_and_cache(q, k, v, cos_sin, batch.positions, batch.slots, kv.keys, kv.values)
+        return q
+
+    def paged_attention(self, q: torch.Tensor, batch: AttentionBatch, kv: KVLayer, spec: AttentionSpec) -> torch.Tensor:
+        assert isinstance(kv, CudaKVLayer)
+        work = attention_work(batch, spec, self.dtype)
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        geometry = (batch.query_starts, batch.context_lens, batch.block_tables)
+        for items in work.decode:
+            decode_attention(q, kv.keys, kv.values, out, *geometry, items, spec.scale, spec.window, spec.softcap)
+        if work.prefill is not None:
+            prefill_attention(q, kv.keys, kv.values, out, *geometry, work.prefill, spec.scale, spec.window, spec.softcap)
+        return out
+
+    # ---- pool --------------------------------------------------------------------------------------------------------
+
+    def kv_layers(self, pool: torch.Tensor, shape: KVShape) -> list[KVLayer]:
+        return cuda_kv_layers(pool, shape)
+
+    def copy_blocks(self, pool: torch.Tensor, copies: list[tuple[int, int]]) -> None:
+        if copies:
+            source, destination = torch.tensor(copies).to(pool.device, non_blocking=True).unbind(1)
+            pool.index_copy_(0, destination, pool.index_select(0, source))
+
+    # ---- the whole pass ----------------------------------------------------------------------------------------------
+
+    def prepare_forward(
+        self, forward: Forward, kv: list[KVLayer], limits: StepLimits
+    ) -> Callable[[torch.Tensor, AttentionBatch], torch.Tensor]:
+        """Decoding steps are padded, and CUDA graphs where these are wanted; see ``Ops.prepare_forward``."""
+        capture = cuda_capture() if self._graphs else None
+        return DecodeSteps(lambda token_ids, batch: forward(token_ids, batch, kv), limits, self.device, capture)

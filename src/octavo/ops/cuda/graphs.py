@@ -1,0 +1,186 @@
+"""Decoding steps as CUDA graphs: the launches of a forward pass recorded once and replayed with one.
+
+A graph's shapes and addresses are fixed. So the step is copied to buffers that stay, its sequences padded to one of a few sizes (a padded
+one has slot -1 and no attention work), its attention work to a power of two. A graph is captured when a step first needs it. All share
+one pool of memory and one set of buffers: they run one after the other. Without graphs decoding steps are padded the same way.
+
+Prompt chunks run as they are: their kernels are long enough to hide the launches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from octavo.ops.base import AttentionBatch, AttentionSpec, StepLimits
+from octavo.ops.cuda.attention_plan import DecodeWork, decode_work
+from octavo.ops.cuda.attention_work import AttentionWork, most_items, new_items, work_key
+
+Pass = Callable[[torch.Tensor, AttentionBatch], torch.Tensor]
+"""A model's forward pass over token ids and a step."""
+
+Capture = Callable[[Callable[[], torch.Tensor]], tuple[torch.Tensor, Callable[[], None]]]
+"""Records what a function launches: its result's tensor, and what fills that tensor again from the buffers the function read."""
+
+_SMALL_SIZES = (1, 2, 4)
+_LEAST_ITEMS = 8
+
+
+def batch_size(count: int) -> int:
+    """The size that ``count`` sequences are padded to: products read the weights whatever it is, so steps may be coarse."""
+    for size in _SMALL_SIZES:
+        if count <= size:
+            return size
+    step = 8 if count <= 32 else 16 if count <= 64 else 32
+    return -(-count // step) * step
+
+
+def cuda_capture() -> Capture:
+    """Capture on the GPU; all graphs of one of these share a pool of memory."""
+    pool = None
+
+    def capture(function: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
+        nonlocal pool
+        # Once before, on a stream of its own as capturing wants: kernels are compiled and libraries set up outside the graph.
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            function()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            result = function()
+        pool = graph.pool()
+        return result, graph.replay
+
+    return capture
+
+
+@dataclass(frozen=True, slots=True)
+class _Graph:
+    """Attributes:
+    hidden: [size, H], what a replay fills.
+    work: int32, the attention work that it reads: for each kind of layer the joins' starts, then owners and splits.
+    """
+
+    hidden: torch.Tensor
+    replay: Callable[[], None]
+    work: torch.Tensor
+
+
+class DecodeSteps:
+    """A forward pass that pads decoding steps and replays them as graphs, if there is a way to capture them.
+
+    Padding is the same with graphs and without, so the products are, and so are all bits.
+
+    Args:
+        forward: the pass.
+        limits: of steps.
+        device: where they run.
+        capture: how a graph is made; None runs the padded steps as they are.
+
+    Attributes:
+        graphs: captured so far, by size and the layers' numbers of items.
+    """
+
+    def __init__(self, forward: Pass, limits: StepLimits, device: torch.device, capture: Capture | None) -> None:
+        self._forward = forward
+        self._capture = capture
+        self._device = device
+        most = batch_size(limits.most_sequences)
+        self._token_ids = torch.zeros(most, dtype=torch.int64, device=device)
+        self._positions = torch.zeros(most, dtype=torch.int64, device=device)
+        self._slots = torch.full((most,), -1, dtype=torch.int64, device=device)
+        self._query_starts = torch.arange(most + 1, dtype=torch.int32, device=device)
+        self._context_lens = torch.zeros(most, dtype=torch.int32, device=device)
+        self._tables = torch.zeros((most, limits.most_blocks), dtype=torch.int32, device=device)
+        self._specs: list[AttentionSpec] | None = None
+        self.graphs: dict[tuple[int, ...], _Graph] = {}
+
+    def __call__(self, token_ids: torch.Tensor, batch: AttentionBatch) -> torch.Tensor:
+        """Hidden rows [T, H] of a step; those of a graph are valid until the next step."""
+        count = len(batch.query_lens)
+        if len(token_ids) != count:
+            return self._forward(token_ids, batch)
+        size = batch_size(count)
+        self._fill(token_ids, batch, size)
+        if self._capture is None or self._specs is None:
+            return self._run(size, batch)[:count]
+        contexts = np.asarray(batch.context_lens_host, np.int64)
+        works = [decode_work(np.arange(count, dtype=np.int32), contexts, spec.window) for spec in self._specs]
+        items = [max(_LEAST_ITEMS, 1 << (len(work.owners) - 1).bit_length()) for work in works]
+        if any(number > most_items(spec) for number, spec in zip(items, self._specs, strict=True)):
+            return self._run(size, batch)[:count]
+        packed = _pack(works, size, items)
+        if self._device.type == "cuda":
+            packed = packed.pin_memory()
+        key = (size, *items)
+        if key not in self.graphs:
+            self.graphs[key] = self._make(self._capture, size, items, packed, batch.block_size)
+        graph = self.graphs[key]
+        graph.work.copy_(packed, non_blocking=True)
+        graph.replay()
+        return graph.hidden[:count]
+
+    def _run(self, size: int, batch: AttentionBatch) -> torch.Tensor:
+        """Run the step that the buffers hold; the first one shows what kinds of layers there are."""
+        plans: dict[Any, Any] = {}
+        contexts = batch.context_lens_host + [0] * (size - len(batch.context_lens_host))
+        hidden = self._forward(self._token_ids[:size], self._step(size, contexts, batch.block_size, plans))
+        if self._specs is None:
+            self._specs = [key[1] for key in plans if key == work_key(key[1])]
+        return hidden
+
+    def _step(self, size: int, contexts: list[int], block_size: int, plans: dict[Any, Any]) -> AttentionBatch:
+        """The geometry of the step that the buffers hold."""
+        return AttentionBatch(
+            positions=self._positions[:size],
+            slots=self._slots[:size],
+            query_starts=self._query_starts[: size + 1],
+            context_lens=self._context_lens[:size],
+            block_tables=self._tables[:size],
+            query_lens=[1] * size,
+            context_lens_host=contexts,
+            block_size=block_size,
+            plans=plans,
+        )
+
+    def _fill(self, token_ids: torch.Tensor, batch: AttentionBatch, size: int) -> None:
+        """Copy a step to the buffers that the graphs read."""
+        count = len(token_ids)
+        self._token_ids[:count].copy_(token_ids)
+        self._positions[:count].copy_(batch.positions)
+        self._slots[:count].copy_(batch.slots)
+        if count < size:
+            self._slots[count:size].fill_(-1)
+        self._context_lens[:count].copy_(batch.context_lens)
+        self._tables[:count, : batch.block_tables.shape[1]].copy_(batch.block_tables)
+
+    def _make(self, capture: Capture, size: int, items: list[int], packed: torch.Tensor, block_size: int) -> _Graph:
+        """Capture the graph of a size and numbers of items; the buffers hold a step of it."""
+        work = packed.to(self._device)
+        plans: dict[Any, Any] = {}
+        parts = iter(torch.split(work, [length for number in items for length in (size + 1, number, number)]))
+        sequences = self._query_starts[:size]  # sequence d is row d
+        for spec in self._specs or ():
+            plans[work_key(spec)] = AttentionWork([new_items(sequences, next(parts), next(parts), next(parts), spec)], None)
+        batch = self._step(size, [], block_size, plans)
+        hidden, replay = capture(lambda: self._forward(self._token_ids[:size], batch))
+        return _Graph(hidden, replay, work)
+
+
+def _pack(works: list[DecodeWork], size: int, items: list[int]) -> torch.Tensor:
+    """The layers' work in one int32 array, padded: for each kind of layer size + 1 starts, then owners and splits of its items."""
+    arrays = []
+    for work, number in zip(works, items, strict=True):
+        padding = number - len(work.owners)
+        arrays += [
+            np.pad(work.starts, (0, size + 1 - len(work.starts)), mode="edge"),
+            np.pad(work.owners, (0, padding), constant_values=-1),
+            np.pad(work.splits, (0, padding)),
+        ]
+    return torch.from_numpy(np.concatenate(arrays))
