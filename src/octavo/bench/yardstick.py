@@ -16,7 +16,7 @@ from octavo.models.hub import resolve
 from octavo.models.loader import read_model_config, stored_formats
 from octavo.quantization.formats import PackedFormat
 from octavo.runner.device import select_device
-from octavo.runner.memory_plan import computes_in_blocks, describe_formats, matrix_formats, plan_memory
+from octavo.runner.memory_plan import describe_formats, kernels_for, matrix_formats, plan_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,8 @@ def yardstick(engine: dict[str, Any]) -> Yardstick:
     formats = stored_formats(files, config, options.model.load_format)
     device = select_device(options.device)
     plan = plan_memory(config, options, device, formats=formats)
-    in_blocks = computes_in_blocks(device, plan.dtype)
-    matrices = matrix_formats(config, options.model.quantization, formats) if in_blocks else None
+    dense = kernels_for(device, plan.dtype) == "reference"
+    matrices = None if dense else matrix_formats(config, options.model.quantization, formats)
     tokenizer = load_tokenizer(files, options.model.tokenizer, options.model.revision)
     pool = tuple(sorted(set(tokenizer.encode(WORDS_TEXT, add_special_tokens=False))))
     limits = measure(options.device.threads) if plan.device == "cpu" else None

@@ -58,3 +58,25 @@ def cpu_workspace(tokens: int, hidden_size: int, intermediate_size: int, qkv_siz
     operands = max(hidden_size, intermediate_size, qkv_size)
     scratch = threads * (_CPU_THREAD_BYTES + _CPU_THREAD_VALUE_BYTES * operands)
     return 4 * (2 * tokens * hidden_size + CPU_PIECE_ROWS * (buffers + operands)) + scratch
+
+
+CUDA_RUNTIME_BYTES = 1024 * 2**20
+"""Of a GPU's memory beside the plan's other parts: cuBLAS's workspaces, compiled kernels, recorded graphs, and what torch's allocator
+keeps in pieces too small to use."""
+
+CUDA_LOGITS_ROWS = 256
+"""Rows whose logits exist at once on a GPU: the head is read once for so many."""
+
+
+def cuda_workspace(tokens: int, hidden_size: int, intermediate_size: int, qkv_size: int, value_bytes: int) -> int:
+    """Most bytes that the GPU kernels' temporaries take for a step, logits aside.
+
+    Args:
+        tokens: most rows of a step.
+        qkv_size: columns of a row's queries, keys and values.
+        value_bytes: size of a value of the compute type.
+    """
+    # The residual, in float32 and as it comes from the embedding; then what lives at once in a layer's attention or feed-forward part.
+    row = 2 * 4 * hidden_size + value_bytes * (2 * hidden_size + max(3 * intermediate_size, 2 * qkv_size))
+    # Decoding steps and chunks do not share memory: the graphs' pool is their own.
+    return 2 * tokens * row + 2 * CUDA_PARTIAL_BYTES

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from octavo.config import DeviceOptions
 from octavo.errors import ConfigError
+from octavo.ops.workspace import CUDA_LOGITS_ROWS, CUDA_RUNTIME_BYTES
 
 if TYPE_CHECKING:
     import torch
@@ -25,13 +26,15 @@ class Device(ABC):
     Attributes:
         kind: ``cpu`` or ``cuda``.
         default_share: the share of free memory planned with where no flag says.
-        runtime_bytes: resident memory of the process before it holds a model (interpreter, torch, its thread pools), measured
-            on Linux; zero on a GPU, where it is not the planned kind of memory.
+        runtime_bytes: what the process takes beside the model: on a CPU its resident memory before it holds one (interpreter, torch, its
+            thread pools), measured on Linux; on a GPU what libraries and recorded graphs take.
+        logits_rows: most rows whose logits exist at once.
     """
 
     kind: str
     default_share: float
     runtime_bytes: int
+    logits_rows = 64
 
     @property
     @abstractmethod
@@ -100,7 +103,8 @@ class CpuDevice(Device):
 class CudaDevice(Device):
     kind = "cuda"
     default_share = 0.9
-    runtime_bytes = 0
+    runtime_bytes = CUDA_RUNTIME_BYTES
+    logits_rows = CUDA_LOGITS_ROWS
 
     @property
     def cores_free(self) -> bool:

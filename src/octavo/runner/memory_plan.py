@@ -15,7 +15,7 @@ from octavo.config import EngineOptions
 from octavo.errors import ConfigError, MemoryPlanError
 from octavo.models.config import ModelConfig
 from octavo.models.expected_tensors import expected_tensors
-from octavo.ops.workspace import CPU_SLOT_TILE, attention_workspace, cpu_workspace
+from octavo.ops.workspace import CPU_SLOT_TILE, attention_workspace, cpu_workspace, cuda_workspace
 from octavo.quantization.formats import DENSE, DTYPE_BYTES, PackedFormat, is_vocabulary, packed_bytes, resolve
 from octavo.runner.device import Device, usable_cores
 
@@ -23,7 +23,7 @@ KV_SCALE_BYTES = 4
 """int8 keys (and values) have a float32 scale for each token and head."""
 
 LOGITS_ROWS = 64
-"""Rows whose logits exist at once: the runner computes and samples them in chunks of this many, which bounds the bill."""
+"""Rows whose logits the host's sampler works on at once, and, on a CPU, that exist at once (``Device.logits_rows``): it bounds the bill."""
 
 _SAMPLER_COPIES = 8
 """float32 copies of a chunk's logits that filters hold at their worst (sorted values, indices and float64 sums)."""
@@ -91,9 +91,11 @@ class MemoryPlan:
         ]
 
 
-def computes_in_blocks(device: Device, dtype: str) -> bool:
-    """Whether products run on quantised weights as they are; elsewhere the reference kernels do, which want them dense."""
-    return device.kind == "cpu" and dtype in ("float32", "bfloat16") and env.cpu_kernels() != "reference"
+def kernels_for(device: Device, dtype: str) -> str:
+    """Which backend ``ops.select`` will choose: cpu, cuda or reference. The reference holds all weights dense, the others do not."""
+    if device.kind == "cuda":
+        return "cuda"
+    return "cpu" if dtype in ("float32", "bfloat16") and env.cpu_kernels() != "reference" else "reference"
 
 
 def matrix_formats(config: ModelConfig, quantization: str, formats: Mapping[str, str] | None = None) -> dict[str, PackedFormat]:
@@ -151,22 +153,27 @@ def describe_formats(matrices: Mapping[str, PackedFormat], dtype: str) -> str:
 
 def block_bytes(config: ModelConfig, block_size: int, kv_dtype: str) -> int:
     """Bytes of a block of the pool: keys and values of all layers, and the scales that int8 ones have."""
+    if kv_dtype == "fp8":
+        return config.kv_values_per_token * block_size
     if kv_dtype != "int8":
         return config.kv_values_per_token * block_size * DTYPE_BYTES[kv_dtype]
     return (config.kv_values_per_token + 2 * config.num_layers * config.num_kv_heads * KV_SCALE_BYTES) * block_size
 
 
-def activation_bytes(config: ModelConfig, options: EngineOptions, dtype: str, context: int, in_blocks: bool) -> int:
+def activation_bytes(config: ModelConfig, options: EngineOptions, device: Device, dtype: str, context: int) -> int:
     """Bytes of a step's temporaries at the token and sequence budgets.
 
     Args:
         context: the longest context: the reference kernels gather it for attention.
-        in_blocks: see ``computes_in_blocks``.
     """
-    tokens = options.scheduler.max_num_batched_tokens
+    tokens, sequences = options.scheduler.max_num_batched_tokens, options.scheduler.max_num_seqs
     heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-    logits = min(LOGITS_ROWS, options.scheduler.max_num_seqs) * config.vocab_size * 4 * _SAMPLER_COPIES
-    if in_blocks:
+    logits = min(LOGITS_ROWS, sequences) * config.vocab_size * 4 * _SAMPLER_COPIES
+    kernels = kernels_for(device, dtype)
+    if kernels == "cuda":
+        logits += min(device.logits_rows, sequences) * config.vocab_size * 4
+        return cuda_workspace(tokens, config.hidden_size, config.intermediate_size, heads, DTYPE_BYTES[dtype]) + logits
+    if kernels == "cpu":
         threads = options.device.threads or usable_cores()
         return cpu_workspace(tokens, config.hidden_size, config.intermediate_size, heads, threads) + logits
     row = 4 * config.hidden_size + 3 * config.intermediate_size + 3 * heads
@@ -202,18 +209,20 @@ def plan_memory(
         raise ConfigError(f"max_model_len={wanted_len} is more than the {config.max_position_embeddings} tokens the model is made for.")
     matrices = matrix_formats(config, options.model.quantization, formats)
     described = describe_formats(matrices, dtype)
-    in_blocks = computes_in_blocks(device, dtype)
-    if in_blocks:
-        _refuse_caches(options, kv_dtype)
+    kernels = kernels_for(device, dtype)
+    if kernels == "cpu":
+        _refuse_for_cpu(options, kv_dtype)
+    elif kernels == "cuda":
+        _refuse_for_cuda(options, kv_dtype)
     else:
-        _refuse_blocks(options, device, dtype)
+        _refuse_for_reference(options, dtype, kv_dtype)
         described = dtype if described == dtype else f"{dtype}, dequantised at load"
     plan = MemoryPlan(
         device=device.kind,
         available=available,
-        weights=weight_bytes(config, dtype, matrices if in_blocks else None),
+        weights=weight_bytes(config, dtype, None if kernels == "reference" else matrices),
         kv_pool=0,
-        activations=activation_bytes(config, options, dtype, wanted_len, in_blocks),
+        activations=activation_bytes(config, options, device, dtype, wanted_len),
         runtime=device.runtime_bytes,
         num_blocks=0,
         block_size=options.cache.block_size,
@@ -227,25 +236,35 @@ def plan_memory(
     return _fit_context(_with_pool(plan, options, device), options)
 
 
-def _refuse_blocks(options: EngineOptions, device: Device, dtype: str) -> None:
+def _refuse_for_reference(options: EngineOptions, dtype: str, kv_dtype: str) -> None:
     """What only kernels that compute in blocks can do is refused where others run."""
-    needs = f"needs --device cpu, dtype float32 or bfloat16 and the C++ kernels; this is {device.kind} and {dtype}"
+    needs = f"needs a GPU, or dtype float32 or bfloat16 and the C++ kernels; this is cpu and {dtype}"
     if env.cpu_kernels():
         needs += f" with OCTAVO_CPU_KERNELS={env.cpu_kernels()}"
     if options.model.quantization in ("int8", "int4"):
         raise ConfigError(f"quantization={options.model.quantization} {needs}.")
     if options.model.activation_bits is not None:
         raise ConfigError(f"activation_bits={options.model.activation_bits} {needs}.")
-    if options.cache.kv_cache_dtype == "int8":
-        raise ConfigError(f"kv_cache_dtype=int8 {needs}.")
+    if kv_dtype in ("int8", "fp8"):
+        raise ConfigError(f"kv_cache_dtype={kv_dtype} {needs}.")
 
 
-def _refuse_caches(options: EngineOptions, kv_dtype: str) -> None:
+def _refuse_for_cpu(options: EngineOptions, kv_dtype: str) -> None:
     """What the CPU's kernels cannot do."""
     if kv_dtype == "float16":
         raise ConfigError("kv_cache_dtype=float16 needs a GPU or dtype float16; on a CPU use bfloat16, which takes as much, or int8.")
+    if kv_dtype == "fp8":
+        raise ConfigError("kv_cache_dtype=fp8 needs a GPU; on a CPU use int8, which takes as much.")
     if options.cache.block_size % CPU_SLOT_TILE:
         raise ConfigError(f"block_size={options.cache.block_size}: on a CPU it must be a multiple of {CPU_SLOT_TILE}.")
+
+
+def _refuse_for_cuda(options: EngineOptions, kv_dtype: str) -> None:
+    """What the GPU's kernels cannot do."""
+    if options.model.activation_bits is not None:
+        raise ConfigError(f"activation_bits={options.model.activation_bits} needs --device cpu and its C++ kernels.")
+    if kv_dtype == "int8":
+        raise ConfigError("kv_cache_dtype=int8 needs --device cpu; on a GPU use fp8, which takes as much.")
 
 
 def _with_pool(plan: MemoryPlan, options: EngineOptions, device: Device) -> MemoryPlan:

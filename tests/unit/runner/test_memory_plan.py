@@ -89,15 +89,37 @@ def test_layers_of_several_formats_are_counted() -> None:
     assert described in [note for _, _, note in plan(formats=mixed).rows()]
 
 
-@pytest.mark.parametrize(("device", "dtype"), [(CudaDevice(), "bfloat16"), (CpuDevice(), "float16")])
-def test_where_reference_kernels_run_all_is_dense_and_quantised_arithmetic_is_refused(device: Any, dtype: str) -> None:
-    def made(**options: Any) -> MemoryPlan:
-        return plan_memory(CONFIG, engine_options(dtype=dtype, **options), device, 8 * GIB, EMBEDDED)
-
-    assert made().weights == weight_bytes(CONFIG, "bfloat16") and made().weight_formats == f"{dtype}, dequantised at load"
+def test_where_reference_kernels_run_all_is_dense_and_quantised_arithmetic_is_refused() -> None:
+    made = plan(formats=EMBEDDED, dtype="float16")
+    assert made.weights == weight_bytes(CONFIG, "bfloat16") and made.weight_formats == "float16, dequantised at load"
     for option in ({"quantization": "int8"}, {"quantization": "int4"}, {"activation_bits": 8}, {"kv_cache_dtype": "int8"}):
-        with pytest.raises(ConfigError, match=f"{next(iter(option))}.*{device.kind} and {dtype}"):
-            made(**option)
+        with pytest.raises(ConfigError, match=f"{next(iter(option))}.*cpu and float16"):
+            plan(formats=EMBEDDED, dtype="float16", **option)
+
+
+def gpu_plan(formats: dict[str, str] | None = None, **options: Any) -> MemoryPlan:
+    return plan_memory(CONFIG, engine_options(**{"dtype": "bfloat16"} | options), CudaDevice(), 8 * GIB, formats)
+
+
+def test_a_gpu_holds_weights_as_a_cpus_kernels_do_and_keeps_room_for_its_libraries() -> None:
+    made = gpu_plan(EMBEDDED)
+    assert made.weights == plan(formats=EMBEDDED).weights
+    assert made.runtime == GIB
+    assert gpu_plan().weights == 2 * PARAMETERS + 2 * NORMS
+    # All of a batch's scores at once, where a CPU has them in pieces.
+    less = gpu_plan(max_num_seqs=64).activations
+    assert gpu_plan(max_num_seqs=256).activations - less == 192 * 49152 * 4
+    assert gpu_plan(max_num_seqs=1000).activations == gpu_plan(max_num_seqs=256).activations
+
+
+def test_caches_of_eight_bits_are_whole_numbers_on_a_cpu_and_fp8_on_a_gpu() -> None:
+    assert gpu_plan(kv_cache_dtype="fp8").block_bytes * 2 == gpu_plan().block_bytes
+    with pytest.raises(ConfigError, match="kv_cache_dtype=int8 needs --device cpu; on a GPU use fp8"):
+        gpu_plan(kv_cache_dtype="int8")
+    with pytest.raises(ConfigError, match="kv_cache_dtype=fp8 needs a GPU; on a CPU use int8"):
+        plan(kv_cache_dtype="fp8")
+    with pytest.raises(ConfigError, match="activation_bits=8 needs --device cpu"):
+        gpu_plan(activation_bits=8)
 
 
 def test_the_pool_takes_a_share_of_what_the_rest_leaves() -> None:
