@@ -12,15 +12,22 @@ from octavo.models.expected_tensors import expected_tensors
 from octavo.quantization.base import StoredTensor, WeightSource
 
 _DEVIATION = 0.02
-_BLOCK_VALUES = 2**20
+_NOISE_VALUES = 2**22 - 3
+"""Normal numbers drawn once; a tensor is them again and again from a place of its own. A prime: no two rows of a matrix are the same."""
 
 
 class DummySource(WeightSource):
-    """Every tensor a model of this shape has, filled with small normal numbers that depend on its name and shape alone."""
+    """Every tensor a model of this shape has, filled with small normal numbers that depend on its name and shape alone.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Args:
+        config: the shape.
+        device: where the tensors are made and returned; the CPU when None. The values do not depend on it.
+    """
+
+    def __init__(self, config: ModelConfig, device: torch.device | None = None) -> None:
         self._shapes = expected_tensors(config)
         self._norm_mean = 0.0 if config.norm_plus_one else 1.0
+        self._noise = _Noise(device or torch.device("cpu"))
 
     def __contains__(self, name: str) -> bool:
         return name in self._shapes
@@ -28,39 +35,54 @@ class DummySource(WeightSource):
     def __getitem__(self, name: str) -> StoredTensor:
         if name not in self._shapes:
             raise ModelLoadError(f"a model of this shape has no tensor {name!r}.")
-        return _DummyTensor(name, self._shapes[name], self._norm_mean if name.endswith("norm.weight") else 0.0)
+        return _DummyTensor(name, self._shapes[name], self._norm_mean if name.endswith("norm.weight") else 0.0, self._noise)
 
     def names(self) -> list[str]:
         return list(self._shapes)
 
 
-class _DummyTensor(StoredTensor):
-    """Normal numbers, made in blocks of rows, each from its own seed, so that any rows can be made without the others."""
+class _Noise:
+    """An endless row of numbers on a device: the same ``_NOISE_VALUES`` over and over."""
 
-    def __init__(self, name: str, shape: tuple[int, ...], mean: float) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._made: dict[torch.dtype, torch.Tensor] = {}
+
+    def take(self, start: int, count: int, dtype: torch.dtype) -> torch.Tensor:
+        """[count], a new tensor: the numbers from place ``start`` on."""
+        if dtype not in self._made:
+            drawn = torch.empty(_NOISE_VALUES).normal_(0.0, _DEVIATION, generator=torch.Generator().manual_seed(0))
+            self._made[dtype] = drawn.to(self._device, dtype)
+        noise = self._made[dtype]
+        taken = torch.empty(count, dtype=dtype, device=self._device)
+        done, place = 0, start % _NOISE_VALUES
+        while done < count:
+            part = min(count - done, _NOISE_VALUES - place)
+            taken[done : done + part] = noise[place : place + part]
+            done, place = done + part, 0
+        return taken
+
+
+class _DummyTensor(StoredTensor):
+    """Numbers of the row ``noise`` from a place that the name says; any rows can be made without the others."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], mean: float, noise: _Noise) -> None:
         self.name = name
         self.shape = shape
         self.format = "F32"
         self._mean = mean
+        self._noise = noise
         self._row_values = shape[1] if len(shape) > 1 else 1
-        self._block_rows = max(1, _BLOCK_VALUES // self._row_values)
+        self._start = int.from_bytes(hashlib.sha256(f"{name}:{shape}".encode()).digest()[:8], "little") % _NOISE_VALUES
 
     def dense(self, dtype: torch.dtype, rows: slice | None = None) -> torch.Tensor:
-        """See ``StoredTensor.dense``."""
+        """See ``StoredTensor.dense``; the values are on the source's device."""
         start, stop, step = (rows or slice(None)).indices(self.shape[0])
         wanted = range(start, stop, step)
-        if not wanted:
-            return torch.empty(0, *self.shape[1:], dtype=dtype)
-        first, last = min(wanted[0], wanted[-1]) // self._block_rows, max(wanted[0], wanted[-1]) // self._block_rows
-        made = torch.cat([self._block(index).to(dtype) for index in range(first, last + 1)])
-        offset = first * self._block_rows
-        if step == 1:
-            return made[start - offset : stop - offset].clone()
-        return made[torch.tensor(wanted) - offset]
-
-    def _block(self, index: int) -> torch.Tensor:
-        """float32 [block rows, ...]: the rows from ``index`` * block rows on."""
-        rows = min(self._block_rows, self.shape[0] - index * self._block_rows)
-        seed = hashlib.sha256(f"{self.name}:{index}".encode()).digest()[:8]
-        generator = torch.Generator().manual_seed(int.from_bytes(seed, "little") >> 1)
-        return torch.empty(rows, *self.shape[1:]).normal_(self._mean, _DEVIATION, generator=generator)
+        first = min(wanted, default=0)
+        count = max(wanted, default=-1) + 1 - first
+        values = self._noise.take(self._start + first * self._row_values, count * self._row_values, dtype)
+        if self._mean:
+            values += self._mean
+        made = values.view(count, *self.shape[1:])
+        return made if step == 1 else made[torch.tensor(wanted, device=made.device) - first]

@@ -17,6 +17,8 @@ from octavo.models.hub import ModelFiles
 from octavo.quantization.gguf import open_gguf
 
 if TYPE_CHECKING:
+    import torch
+
     from octavo.quantization.base import WeightSource
 
 _LAYER_TENSOR = re.compile(r"model\.layers\.(\d{1,9})\.")
@@ -46,7 +48,9 @@ def read_generation_config(files: ModelFiles) -> dict[str, Any]:
     return read_gguf_generation_config(open_gguf(files.path)) if files.kind == "gguf" else read_hf_generation_config(files.path)
 
 
-def open_weights(files: ModelFiles, config: ModelConfig, load_format: str, quantization: str = "auto") -> WeightSource:
+def open_weights(
+    files: ModelFiles, config: ModelConfig, load_format: str, quantization: str = "auto", device: torch.device | None = None
+) -> WeightSource:
     """The checkpoint's tensors, under Hugging Face names and in Hugging Face layout.
 
     Args:
@@ -54,22 +58,23 @@ def open_weights(files: ModelFiles, config: ModelConfig, load_format: str, quant
         config: what ``read_model_config`` made of it.
         load_format: auto, safetensors, gguf or dummy (random weights; only the shape is read).
         quantization: what layers make of matrices: auto, none, int8 or int4.
+        device: where dummy weights are made; the CPU when None.
 
     Raises:
         ConfigError: ``load_format`` is not what the files are.
         ModelLoadError: a file is missing, cut short or lies, or a tensor is missing or has another shape than the configuration says.
         UnsupportedModelError: a tensor is stored in a way Octavo does not read, or the model would ignore it.
     """
-    source = _open_source(files, config, load_format)
+    source = _open_source(files, config, load_format, device)
     source.quantization = quantization
     return source
 
 
-def _open_source(files: ModelFiles, config: ModelConfig, load_format: str) -> WeightSource:
+def _open_source(files: ModelFiles, config: ModelConfig, load_format: str, device: torch.device | None) -> WeightSource:
     if load_format == "dummy":
         from octavo.models.dummy_source import DummySource
 
-        return DummySource(config)
+        return DummySource(config, device)
     stored = "gguf" if files.kind == "gguf" else "safetensors"
     if load_format not in ("auto", stored):
         raise ConfigError(f"load_format={load_format!r} does not fit {files.path}, which is read as {stored!r}.")
