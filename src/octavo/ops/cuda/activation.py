@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.ops.cuda.launch import early_launch
 from octavo.ops.cuda.variants import Variant
 
 _BLOCK = 1024
@@ -31,12 +32,17 @@ def gated(x: torch.Tensor, kind: str) -> torch.Tensor:
     width = x.shape[1] // 2
     out = torch.empty((len(x), width), dtype=x.dtype, device=x.device)
     if len(x):
-        _gated_kernel[(len(x), triton.cdiv(width, _BLOCK))](x, out, WIDTH=width, BLOCK=_BLOCK, SILU=kind == "silu", num_warps=4)
+        _gated_kernel[(len(x), triton.cdiv(width, _BLOCK))](
+            x, out, WIDTH=width, BLOCK=_BLOCK, SILU=kind == "silu", EARLY=early_launch(), num_warps=4, launch_pdl=early_launch()
+        )
     return out
 
 
 @triton.jit
-def _gated_kernel(x_ptr, out_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SILU: tl.constexpr):
+def _gated_kernel(x_ptr, out_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SILU: tl.constexpr, EARLY: tl.constexpr):
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < WIDTH
@@ -57,6 +63,6 @@ def variants() -> Iterator[Variant]:
             f"gated_{name}",
             _gated_kernel,
             {"x_ptr": f"*{kind}", "out_ptr": f"*{kind}"},
-            {"WIDTH": width, "BLOCK": _BLOCK, "SILU": silu},
+            {"WIDTH": width, "BLOCK": _BLOCK, "SILU": silu, "EARLY": True},
             aligned=("x_ptr", "out_ptr"),
         )

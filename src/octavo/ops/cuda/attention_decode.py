@@ -27,6 +27,7 @@ import triton
 import triton.language as tl
 
 from octavo.ops.cuda.attention_plan import SPLIT
+from octavo.ops.cuda.launch import early_launch
 from octavo.ops.cuda.variants import Variant
 
 JOIN = 16
@@ -54,7 +55,9 @@ class Launch:
 
 def decode_launch(head_dim: int, itemsize: int) -> Launch:
     """For heads of ``head_dim`` values of ``itemsize`` bytes each."""
-    return Launch(64, 4, 3) if head_dim * itemsize <= 256 else Launch(32, 4, 2)
+    if itemsize == 4 or head_dim > 128:
+        return Launch(32, 4, 2)
+    return Launch(128, 4, 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +135,10 @@ def decode_attention(
         SPLIT=SPLIT,
         WINDOW=window or 0,
         CAPPED=softcap is not None,
+        EARLY=early_launch(),
         num_warps=launch.warps,
         num_stages=launch.stages,
+        launch_pdl=early_launch(),
     )
     _join_kernel[(items.sequences.shape[0], heads)](
         items.partials,
@@ -146,7 +151,9 @@ def decode_attention(
         DIM=dim,
         PADDED=padded,
         JOIN=JOIN,
+        EARLY=early_launch(),
         num_warps=4,
+        launch_pdl=early_launch(),
     )
 
 
@@ -179,7 +186,11 @@ def _split_kernel(
     SPLIT: tl.constexpr,
     WINDOW: tl.constexpr,
     CAPPED: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     item = tl.program_id(0)
     kv_head = tl.program_id(1)
     owner = tl.load(owners_ptr + item)
@@ -247,7 +258,11 @@ def _join_kernel(
     DIM: tl.constexpr,
     PADDED: tl.constexpr,
     JOIN: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     owner = tl.program_id(0)
     head = tl.program_id(1)
     begin = tl.load(starts_ptr + owner)
@@ -310,6 +325,7 @@ def variants() -> Iterator[Variant]:
                 "SPLIT": SPLIT,
                 "WINDOW": window,
                 "CAPPED": capped,
+                "EARLY": True,
             },
             launch.warps,
             launch.stages,
@@ -320,6 +336,6 @@ def variants() -> Iterator[Variant]:
         _join_kernel,
         {"partials_ptr": "*fp32", "stats_ptr": "*fp32", "out_ptr": "*bf16"}
         | dict.fromkeys(("sequences_ptr", "starts_ptr", "query_starts_ptr"), "*i32"),
-        {"HEADS": 32, "DIM": 128, "PADDED": 128, "JOIN": JOIN},
+        {"HEADS": 32, "DIM": 128, "PADDED": 128, "JOIN": JOIN, "EARLY": True},
         aligned=("partials_ptr", "stats_ptr", "out_ptr"),
     )

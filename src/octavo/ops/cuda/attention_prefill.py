@@ -26,6 +26,7 @@ import triton
 import triton.language as tl
 
 from octavo.ops.cuda.attention_decode import LOG2_E
+from octavo.ops.cuda.launch import early_launch
 from octavo.ops.cuda.variants import Variant
 
 
@@ -49,7 +50,7 @@ def prefill_launch(head_dim: int, itemsize: int) -> Launch:
     """For heads of ``head_dim`` values of ``itemsize`` bytes each in the products."""
     if itemsize == 4:
         return Launch(32, 32, 4, 1)
-    return Launch(128, 64, 8, 3) if head_dim <= 128 else Launch(128, 32, 8, 2)
+    return Launch(128, 128, 8, 2) if head_dim <= 128 else Launch(128, 32, 8, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +103,10 @@ def prefill_attention(
         KEYS=launch.keys,
         WINDOW=window or 0,
         CAPPED=softcap is not None,
+        EARLY=early_launch(),
         num_warps=launch.warps,
         num_stages=launch.stages,
+        launch_pdl=early_launch(),
     )
 
 
@@ -197,7 +200,11 @@ def _tile_kernel(
     KEYS: tl.constexpr,
     WINDOW: tl.constexpr,
     CAPPED: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     tile = tl.program_id(0)
     head = tl.program_id(1)
     sequence = tl.load(sequences_ptr + tile)
@@ -270,6 +277,7 @@ def variants() -> Iterator[Variant]:
                 "KEYS": launch.keys,
                 "WINDOW": window,
                 "CAPPED": capped,
+                "EARLY": True,
             },
             launch.warps,
             launch.stages,

@@ -17,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.ops.cuda.launch import early_launch
 from octavo.ops.cuda.variants import Variant
 
 
@@ -37,7 +38,20 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, plus_one: bool, 
     block = triton.next_power_of_2(width)
     if len(x):
         _norm_kernel[(len(x) * heads,)](
-            x, x, weight, out, x.stride(0), eps, heads, WIDTH=width, BLOCK=block, PLUS_ONE=plus_one, ADD=False, num_warps=_warps(block)
+            x,
+            x,
+            weight,
+            out,
+            x.stride(0),
+            eps,
+            heads,
+            WIDTH=width,
+            BLOCK=block,
+            PLUS_ONE=plus_one,
+            ADD=False,
+            EARLY=early_launch(),
+            num_warps=_warps(block),
+            launch_pdl=early_launch(),
         )
     return out
 
@@ -59,7 +73,9 @@ def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, 
             BLOCK=block,
             PLUS_ONE=plus_one,
             ADD=True,
+            EARLY=early_launch(),
             num_warps=_warps(block),
+            launch_pdl=early_launch(),
         )
     return out
 
@@ -82,7 +98,11 @@ def _norm_kernel(
     BLOCK: tl.constexpr,
     PLUS_ONE: tl.constexpr,
     ADD: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     row = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
     mask = columns < WIDTH
@@ -114,7 +134,7 @@ def variants() -> Iterator[Variant]:
             _norm_kernel,
             {"x_ptr": f"*{kind}", "residual_ptr": "*fp32", "weight_ptr": "*fp32", "out_ptr": f"*{out}"}
             | {"token_stride": "i32", "eps": "fp32", "heads": "i32"},
-            {"WIDTH": width, "BLOCK": block, "PLUS_ONE": False, "ADD": add},
+            {"WIDTH": width, "BLOCK": block, "PLUS_ONE": False, "ADD": add, "EARLY": True},
             _warps(block),
             aligned=("x_ptr", "residual_ptr", "weight_ptr", "out_ptr", "token_stride"),
         )

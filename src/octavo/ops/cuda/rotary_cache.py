@@ -21,6 +21,7 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.ops.cuda.launch import early_launch
 from octavo.ops.cuda.variants import Variant
 
 HEADS_A_PROGRAM = 8
@@ -70,7 +71,9 @@ def rotary_and_cache(
             BLOCK_SIZE=block_size,
             RUN=HEADS_A_PROGRAM,
             QUERY_PROGRAMS=query_programs,
+            EARLY=early_launch(),
             num_warps=4,
+            launch_pdl=early_launch(),
         )
 
 
@@ -97,7 +100,11 @@ def _rotary_kernel(
     BLOCK_SIZE: tl.constexpr,
     RUN: tl.constexpr,
     QUERY_PROGRAMS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     token = tl.program_id(0).to(tl.int64)
     run = tl.program_id(1)
     angles = tl.arange(0, HALF)
@@ -162,6 +169,7 @@ def variants() -> Iterator[Variant]:
                 "BLOCK_SIZE": 16,
                 "RUN": HEADS_A_PROGRAM,
                 "QUERY_PROGRAMS": triton.cdiv(heads, HEADS_A_PROGRAM),
+                "EARLY": True,
             },
             aligned=(
                 "q_ptr",
