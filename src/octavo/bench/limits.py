@@ -16,7 +16,6 @@ import torch
 from octavo.bench.report import Row, table
 from octavo.models.config import ModelConfig
 from octavo.models.expected_tensors import expected_tensors
-from octavo.ops.cpu.backend import CpuOps
 from octavo.quantization.formats import DENSE, DTYPE_BYTES, PackedFormat, is_vocabulary, packed_bytes
 from octavo.quantization.quantize import quantize_int8
 from octavo.runner.device import available_ram, usable_cores
@@ -233,6 +232,8 @@ def _packed_peak(kind: str, threads: int) -> float:
     Args:
         kind: float32, bfloat16 or int8 (one scale a row).
     """
+    from octavo.ops.cpu.backend import CpuOps  # built for CPUs; the rest of this file needs none of it
+
     rows, columns, length = PACKED_SIZES
     ops = CpuOps(torch.float32 if kind == "float32" else torch.bfloat16, threads)
     values = torch.ones(columns, length)
