@@ -122,8 +122,8 @@ def decode_attention(
         q.stride(0),
         keys.stride(0),
         block_tables.stride(0),
-        scale / softcap if softcap else scale * LOG2_E,
-        (softcap or 0.0) * LOG2_E,
+        scale / softcap if softcap else 1.0,
+        (softcap or scale) * LOG2_E,
         HEADS=heads,
         KV_HEADS=kv_heads,
         GROUP=group,
@@ -173,8 +173,8 @@ def _split_kernel(
     q_stride,
     block_stride,
     table_stride,
+    inner_scale,
     scale,
-    cap,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -226,15 +226,16 @@ def _split_kernel(
         mask = live[:, None] & (dims < DIM)[None, :]
         k = tl.load(k_ptr + rows[:, None] + dims[None, :], mask=mask, other=0.0).to(q.dtype)
         v = tl.load(v_ptr + rows[:, None] + dims[None, :], mask=mask, other=0.0).to(q.dtype)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        # A weight is exp2(score * scale - maximum * scale), in both products the last step: a fused multiply-add wherever it stands.
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
         if CAPPED:
-            scores = (2.0 * tl.sigmoid(2.0 * scores) - 1.0) * cap
+            scores = 2.0 * tl.sigmoid(2.0 * scores * inner_scale) - 1.0
         scores = tl.where(live[None, :], scores, float("-inf"))
         higher = tl.maximum(best, tl.max(scores, 1))
         # A tile of nothing but hidden keys leaves the maximum at -inf: its weights are 0, not exp(nan).
         safe = tl.where(higher == float("-inf"), 0.0, higher)
-        weights = tl.exp2(scores - safe[:, None])
-        shrink = tl.exp2(best - safe)
+        weights = tl.exp2(scores * scale - (safe * scale)[:, None])
+        shrink = tl.exp2(best * scale - safe * scale)
         total = total * shrink + tl.sum(weights, 1)
         acc = acc * shrink[:, None]
         acc = tl.dot(weights.to(q.dtype), v, acc, input_precision="ieee")
@@ -242,7 +243,7 @@ def _split_kernel(
 
     place = item.to(tl.int64) * HEADS + heads
     tl.store(partials_ptr + place[:, None] * DIM + dims[None, :], acc, mask=q_mask)
-    tl.store(stats_ptr + place * 2, best, mask=members < GROUP)
+    tl.store(stats_ptr + place * 2, best * scale, mask=members < GROUP)
     tl.store(stats_ptr + place * 2 + 1, total, mask=members < GROUP)
 
 
@@ -312,7 +313,7 @@ def variants() -> Iterator[Variant]:
             {"q_ptr": f"*{compute}", "k_ptr": f"*{kind}", "v_ptr": f"*{kind}"}
             | dict.fromkeys(int32s, "*i32")
             | {"partials_ptr": "*fp32", "stats_ptr": "*fp32", "q_stride": "i32", "block_stride": "i32", "table_stride": "i32"}
-            | {"scale": "fp32", "cap": "fp32"},
+            | {"inner_scale": "fp32", "scale": "fp32"},
             {
                 "HEADS": heads,
                 "KV_HEADS": kv_heads,

@@ -92,8 +92,8 @@ def prefill_attention(
         q.stride(0),
         keys.stride(0),
         block_tables.stride(0),
-        scale / softcap if softcap else scale * LOG2_E,
-        (softcap or 0.0) * LOG2_E,
+        scale / softcap if softcap else 1.0,
+        (softcap or scale) * LOG2_E,
         HEADS=heads,
         KV_HEADS=kv_heads,
         DIM=dim,
@@ -125,8 +125,8 @@ def _take_keys(
     table_ptr,
     block_stride,
     head_offset,
+    inner_scale,
     scale,
-    cap,
     SLOT_STRIDE: tl.constexpr,
     DIM: tl.constexpr,
     PADDED: tl.constexpr,
@@ -156,9 +156,10 @@ def _take_keys(
     else:
         k = tl.load(k_ptr + rows[:, None] + dims[None, :]).to(q.dtype)
         v = tl.load(v_ptr + rows[:, None] + dims[None, :]).to(q.dtype)
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    # A weight is exp2(score * scale - maximum * scale), in both products the last step: a fused multiply-add wherever it stands.
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee")
     if CAPPED:
-        scores = (2.0 * tl.sigmoid(2.0 * scores) - 1.0) * cap
+        scores = 2.0 * tl.sigmoid(2.0 * scores * inner_scale) - 1.0
     if MASKED:
         seen = positions[None, :] <= row_positions[:, None]
         if WINDOW > 0:
@@ -167,8 +168,8 @@ def _take_keys(
     higher = tl.maximum(best, tl.max(scores, 1))
     # A row that has seen no key yet has a maximum of -inf: its weights are 0, not exp(nan).
     safe = tl.where(higher == float("-inf"), 0.0, higher)
-    weights = tl.exp2(scores - safe[:, None])
-    shrink = tl.exp2(best - safe)
+    weights = tl.exp2(scores * scale - (safe * scale)[:, None])
+    shrink = tl.exp2(best * scale - safe * scale)
     total = total * shrink + tl.sum(weights, 1)
     acc = acc * shrink[:, None]
     acc = tl.dot(weights.to(q.dtype), v, acc, input_precision="ieee")
@@ -189,8 +190,8 @@ def _tile_kernel(
     q_stride,
     block_stride,
     table_stride,
+    inner_scale,
     scale,
-    cap,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     DIM: tl.constexpr,
@@ -234,13 +235,13 @@ def _tile_kernel(
     else:
         for start in range(0, masked_from, KEYS):
             best, total, acc = _take_keys(
-                q, best, total, acc, start, begin, end, row_positions, k_ptr, v_ptr, table_ptr, block_stride, head_offset, scale, cap,
-                KV_HEADS * DIM, DIM, PADDED, BLOCK_SIZE, KEYS, WINDOW, CAPPED, False,
+                q, best, total, acc, start, begin, end, row_positions, k_ptr, v_ptr, table_ptr, block_stride, head_offset, inner_scale,
+                scale, KV_HEADS * DIM, DIM, PADDED, BLOCK_SIZE, KEYS, WINDOW, CAPPED, False,
             )  # fmt: skip
     for start in range(masked_from, end, KEYS):
         best, total, acc = _take_keys(
-            q, best, total, acc, start, begin, end, row_positions, k_ptr, v_ptr, table_ptr, block_stride, head_offset, scale, cap,
-            KV_HEADS * DIM, DIM, PADDED, BLOCK_SIZE, KEYS, WINDOW, CAPPED, True,
+            q, best, total, acc, start, begin, end, row_positions, k_ptr, v_ptr, table_ptr, block_stride, head_offset, inner_scale,
+            scale, KV_HEADS * DIM, DIM, PADDED, BLOCK_SIZE, KEYS, WINDOW, CAPPED, True,
         )  # fmt: skip
     # Rows of the tile past the sequence's end, which are not stored, may have seen nothing.
     result = acc / tl.where(total > 0.0, total, 1.0)[:, None]
@@ -266,7 +267,7 @@ def variants() -> Iterator[Variant]:
             _tile_kernel,
             {"q_ptr": f"*{compute}", "k_ptr": f"*{kind}", "v_ptr": f"*{kind}", "out_ptr": f"*{compute}"}
             | dict.fromkeys(int32s, "*i32")
-            | {"q_stride": "i32", "block_stride": "i32", "table_stride": "i32", "scale": "fp32", "cap": "fp32"},
+            | {"q_stride": "i32", "block_stride": "i32", "table_stride": "i32", "inner_scale": "fp32", "scale": "fp32"},
             {
                 "HEADS": heads,
                 "KV_HEADS": kv_heads,

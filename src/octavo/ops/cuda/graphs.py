@@ -65,11 +65,13 @@ class _Graph:
     """Attributes:
     hidden: [size, H], what a replay fills.
     work: int32, the attention work that it reads: for each kind of layer the joins' starts, then owners and splits.
+    step: the geometry it was captured with, whose tensors it reads and writes: they must live as long as it does.
     """
 
     hidden: torch.Tensor
     replay: Callable[[], None]
     work: torch.Tensor
+    step: AttentionBatch
 
 
 class DecodeSteps:
@@ -168,9 +170,9 @@ class DecodeSteps:
         sequences = self._query_starts[:size]  # sequence d is row d
         for spec in self._specs or ():
             plans[work_key(spec)] = AttentionWork([new_items(sequences, next(parts), next(parts), next(parts), spec)], None)
-        batch = self._step(size, [], block_size, plans)
-        hidden, replay = capture(lambda: self._forward(self._token_ids[:size], batch))
-        return _Graph(hidden, replay, work)
+        step = self._step(size, [], block_size, plans)
+        hidden, replay = capture(lambda: self._forward(self._token_ids[:size], step))
+        return _Graph(hidden, replay, work, step)
 
 
 def _pack(works: list[DecodeWork], size: int, items: list[int]) -> torch.Tensor:
