@@ -33,7 +33,7 @@ def gated(x: torch.Tensor, kind: str) -> torch.Tensor:
     out = torch.empty((len(x), width), dtype=x.dtype, device=x.device)
     if len(x):
         _gated_kernel[(len(x), triton.cdiv(width, _BLOCK))](
-            x, out, WIDTH=width, BLOCK=_BLOCK, SILU=kind == "silu", EARLY=early_launch(), num_warps=4, launch_pdl=early_launch()
+            x, out, WIDTH=width, BLOCK=_BLOCK, SILU=kind == "silu", EARLY=early_launch(len(x)), num_warps=4, launch_pdl=early_launch(len(x))
         )
     return out
 

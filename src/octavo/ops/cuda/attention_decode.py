@@ -135,10 +135,10 @@ def decode_attention(
         SPLIT=SPLIT,
         WINDOW=window or 0,
         CAPPED=softcap is not None,
-        EARLY=early_launch(),
+        EARLY=early_launch(items.sequences.shape[0]),
         num_warps=launch.warps,
         num_stages=launch.stages,
-        launch_pdl=early_launch(),
+        launch_pdl=early_launch(items.sequences.shape[0]),
     )
     _join_kernel[(items.sequences.shape[0], heads)](
         items.partials,
@@ -151,9 +151,9 @@ def decode_attention(
         DIM=dim,
         PADDED=padded,
         JOIN=JOIN,
-        EARLY=early_launch(),
+        EARLY=early_launch(items.sequences.shape[0]),
         num_warps=4,
-        launch_pdl=early_launch(),
+        launch_pdl=early_launch(items.sequences.shape[0]),
     )
 
 
@@ -226,7 +226,6 @@ def _split_kernel(
         mask = live[:, None] & (dims < DIM)[None, :]
         k = tl.load(k_ptr + rows[:, None] + dims[None, :], mask=mask, other=0.0).to(q.dtype)
         v = tl.load(v_ptr + rows[:, None] + dims[None, :], mask=mask, other=0.0).to(q.dtype)
-        # A weight is exp2(score * scale - maximum * scale), in both products the last step: a fused multiply-add wherever it stands.
         scores = tl.dot(q, tl.trans(k), input_precision="ieee")
         if CAPPED:
             scores = 2.0 * tl.sigmoid(2.0 * scores * inner_scale) - 1.0
@@ -234,8 +233,9 @@ def _split_kernel(
         higher = tl.maximum(best, tl.max(scores, 1))
         # A tile of nothing but hidden keys leaves the maximum at -inf: its weights are 0, not exp(nan).
         safe = tl.where(higher == float("-inf"), 0.0, higher)
-        weights = tl.exp2(scores * scale - (safe * scale)[:, None])
-        shrink = tl.exp2(best * scale - safe * scale)
+        # Differences come first: equal maxima then shrink by exactly 1, and no multiply-add is fused in one place and not in another.
+        weights = tl.exp2((scores - safe[:, None]) * scale)
+        shrink = tl.exp2((best - safe) * scale)
         total = total * shrink + tl.sum(weights, 1)
         acc = acc * shrink[:, None]
         acc = tl.dot(weights.to(q.dtype), v, acc, input_precision="ieee")

@@ -26,7 +26,6 @@ import triton
 import triton.language as tl
 
 from octavo.ops.cuda.attention_decode import LOG2_E
-from octavo.ops.cuda.launch import early_launch
 from octavo.ops.cuda.variants import Variant
 
 
@@ -103,10 +102,8 @@ def prefill_attention(
         KEYS=launch.keys,
         WINDOW=window or 0,
         CAPPED=softcap is not None,
-        EARLY=early_launch(),
         num_warps=launch.warps,
         num_stages=launch.stages,
-        launch_pdl=early_launch(),
     )
 
 
@@ -156,7 +153,6 @@ def _take_keys(
     else:
         k = tl.load(k_ptr + rows[:, None] + dims[None, :]).to(q.dtype)
         v = tl.load(v_ptr + rows[:, None] + dims[None, :]).to(q.dtype)
-    # A weight is exp2(score * scale - maximum * scale), in both products the last step: a fused multiply-add wherever it stands.
     scores = tl.dot(q, tl.trans(k), input_precision="ieee")
     if CAPPED:
         scores = 2.0 * tl.sigmoid(2.0 * scores * inner_scale) - 1.0
@@ -168,8 +164,9 @@ def _take_keys(
     higher = tl.maximum(best, tl.max(scores, 1))
     # A row that has seen no key yet has a maximum of -inf: its weights are 0, not exp(nan).
     safe = tl.where(higher == float("-inf"), 0.0, higher)
-    weights = tl.exp2(scores * scale - (safe * scale)[:, None])
-    shrink = tl.exp2(best * scale - safe * scale)
+    # Differences come first: equal maxima then shrink by exactly 1, and no multiply-add is fused in one place and not in another.
+    weights = tl.exp2((scores - safe[:, None]) * scale)
+    shrink = tl.exp2((best - safe) * scale)
     total = total * shrink + tl.sum(weights, 1)
     acc = acc * shrink[:, None]
     acc = tl.dot(weights.to(q.dtype), v, acc, input_precision="ieee")
@@ -201,11 +198,7 @@ def _tile_kernel(
     KEYS: tl.constexpr,
     WINDOW: tl.constexpr,
     CAPPED: tl.constexpr,
-    EARLY: tl.constexpr,
 ):
-    if EARLY:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
     tile = tl.program_id(0)
     head = tl.program_id(1)
     sequence = tl.load(sequences_ptr + tile)
@@ -278,7 +271,6 @@ def variants() -> Iterator[Variant]:
                 "KEYS": launch.keys,
                 "WINDOW": window,
                 "CAPPED": capped,
-                "EARLY": True,
             },
             launch.warps,
             launch.stages,

@@ -23,10 +23,10 @@ from octavo.ops.base import (
     StepLimits,
     WeightPart,
 )
-from octavo.ops.cuda.activation import gated
 from octavo.ops.cuda.attention_decode import decode_attention
 from octavo.ops.cuda.attention_prefill import prefill_attention
 from octavo.ops.cuda.attention_work import attention_work
+from octavo.ops.cuda.dense_linear import dense_linear
 from octavo.ops.cuda.graphs import DecodeSteps, cuda_capture
 from octavo.ops.cuda.kv import CudaKVLayer, cuda_kv_layers
 from octavo.ops.cuda.norm import add_rms_norm, rms_norm
@@ -58,10 +58,11 @@ class CudaOps(Ops):
 
     def linear(self, x: torch.Tensor, weight: PackedLinear) -> torch.Tensor:
         data, bias = cast("tuple[torch.Tensor, torch.Tensor | None]", weight.data)
-        return F.linear(x, data, bias)
+        return dense_linear(x, data, bias, self.dtype)
 
     def gated_linear(self, x: torch.Tensor, weight: PackedLinear, kind: str) -> torch.Tensor:
-        return gated(self.linear(x, weight), kind)
+        data, bias = cast("tuple[torch.Tensor, torch.Tensor | None]", weight.data)
+        return dense_linear(x, data, bias, self.dtype, kind)
 
     def pack_embedding(self, table: WeightPart, head: PackedLinear | None) -> object:
         if head is not None:
@@ -76,11 +77,7 @@ class CudaOps(Ops):
 
     def logits(self, x: torch.Tensor, weight: PackedLinear, softcap: float | None = None) -> torch.Tensor:
         data, bias = cast("tuple[torch.Tensor, torch.Tensor | None]", weight.data)
-        if x.is_cuda and x.dtype != torch.float32:
-            scores = torch.mm(x, data.t(), out_dtype=torch.float32)
-            scores = scores if bias is None else scores.add_(bias)
-        else:
-            scores = F.linear(x, data, bias).float()
+        scores = dense_linear(x, data, bias, torch.float32)
         return scores if softcap is None else scores.div_(softcap).tanh_().mul_(softcap)
 
     # ---- element-wise ------------------------------------------------------------------------------------------------

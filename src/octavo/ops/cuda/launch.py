@@ -12,8 +12,15 @@ import functools
 
 import torch
 
+EARLY_ROWS = 16
+"""Most rows of steps whose kernels are launched early: with more, programs that wait take room from those that work."""
+
+
+def early_launch(rows: int = 1) -> bool:
+    """Whether a kernel of a step with so many rows is launched early; False where kernels are interpreted."""
+    return rows <= EARLY_ROWS and _can_launch_early()
+
 
 @functools.cache
-def early_launch() -> bool:
-    """Whether this GPU launches kernels early; False where kernels are interpreted."""
+def _can_launch_early() -> bool:
     return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)

@@ -49,9 +49,9 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, plus_one: bool, 
             BLOCK=block,
             PLUS_ONE=plus_one,
             ADD=False,
-            EARLY=early_launch(),
+            EARLY=early_launch(len(x)),
             num_warps=_warps(block),
-            launch_pdl=early_launch(),
+            launch_pdl=early_launch(len(x)),
         )
     return out
 
@@ -73,9 +73,9 @@ def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, 
             BLOCK=block,
             PLUS_ONE=plus_one,
             ADD=True,
-            EARLY=early_launch(),
+            EARLY=early_launch(len(x)),
             num_warps=_warps(block),
-            launch_pdl=early_launch(),
+            launch_pdl=early_launch(len(x)),
         )
     return out
 

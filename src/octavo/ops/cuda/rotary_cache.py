@@ -71,9 +71,9 @@ def rotary_and_cache(
             BLOCK_SIZE=block_size,
             RUN=HEADS_A_PROGRAM,
             QUERY_PROGRAMS=query_programs,
-            EARLY=early_launch(),
+            EARLY=early_launch(tokens),
             num_warps=4,
-            launch_pdl=early_launch(),
+            launch_pdl=early_launch(tokens),
         )
 
 
