@@ -30,7 +30,7 @@ class StoredTensor(ABC):
 
     @abstractmethod
     def dense(self, dtype: torch.dtype, rows: slice | None = None) -> torch.Tensor:
-        """The values as a contiguous tensor on the CPU, read and dequantised now.
+        """The values as a contiguous tensor, read and dequantised now; on the CPU, unless they are dummies made on another device.
 
         Args:
             dtype: of the result.

@@ -1,0 +1,1 @@
+"""What the steps share: their results, models to run, timing, and driving an engine without a server."""
