@@ -1,11 +1,15 @@
 """One step's plan and its result: all that passes from the scheduler to the executor and the runner, and back.
 
+A step may be planned before the result of the one before it is known. Its plan then counts tokens that are still to be sampled.
+
 Messages are differences: a sequence that a worker does not know yet comes whole (``NewSequence``), one it knows comes as what
 changed (``ScheduledSequence``). A worker keeps token ids and block tables between steps and appends the tokens it samples.
 A preempted sequence is dropped from the worker and later comes whole again.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import msgspec
 
@@ -37,7 +41,7 @@ class ScheduledSequence(msgspec.Struct, array_like=True):
         num_computed: tokens already in the pool; the step computes ``num_computed .. num_computed + num_tokens - 1``.
         num_tokens: at least 1.
         table_start, block_ids: from index ``table_start`` on, the block table now reads ``block_ids`` (empty: unchanged).
-        samples: whether the last computed token's logits are sampled (it is the last token known).
+        samples: whether the last computed token's logits are sampled (it is the last token there is).
     """
 
     seq_id: int
@@ -67,6 +71,19 @@ class Batch(msgspec.Struct, array_like=True):
     @property
     def num_tokens(self) -> int:
         return sum(entry.num_tokens for entry in self.scheduled)
+
+
+class PendingStep:
+    """A step that was launched; the device may still be at it.
+
+    Args:
+        result: waits for the step and says what came of it. Steps are asked in the order of their launches, each once.
+    """
+
+    __slots__ = ("result",)
+
+    def __init__(self, result: Callable[[], StepResult]) -> None:
+        self.result = result
 
 
 class TokenLogprobs(msgspec.Struct, array_like=True):

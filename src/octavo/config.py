@@ -75,7 +75,9 @@ class CacheOptions:
     gpu_memory_utilization: float | None = option(
         None, "share of the free memory to plan with, where no size is given (0.9 on a GPU, 0.4 of RAM on a CPU)", kind=float
     )
-    kv_cache_dtype: str = option("auto", "type of cached keys and values", choices=("auto", "float32", "bfloat16", "float16", "int8"))
+    kv_cache_dtype: str = option(
+        "auto", "type of cached keys and values", choices=("auto", "float32", "bfloat16", "float16", "int8", "fp8")
+    )
     block_size: int = option(16, "token slots in a block", choices=KV_BLOCK_SIZES)
     enable_prefix_caching: bool = option(True, "share blocks between requests with a common prefix")
 
@@ -88,6 +90,7 @@ class SchedulerOptions:
     max_num_batched_tokens: int = option(2048, "most tokens in one step")
     scheduling_policy: str = option("fcfs", "order of the waiting queue", choices=("fcfs", "priority"))
     max_num_queued_reqs: int = option(2048, "most requests waiting for a place; more are answered 429")
+    async_scheduling: bool = option(True, "plan the next step while a GPU computes one")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,7 @@ class DeviceOptions:
     threads: int | None = option(None, "CPU threads of the model; the usable cores when omitted", kind=int)
     tensor_parallel_size: int = option(1, "ranks that share each layer (only 1 yet)", flags=("-tp",))
     pipeline_parallel_size: int = option(1, "ranks that share the layers (only 1 yet)", flags=("-pp",))
-    enforce_eager: bool = option(False, "never capture graphs (this backend captures none)")
+    enforce_eager: bool = option(False, "never capture decoding steps as CUDA graphs (a CPU has none)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,26 @@ class Request:
     def num_preemptions(self) -> int:
         return sum(sequence.num_preemptions for sequence in self.sequences)
 
+    @property
+    def suppressed(self) -> set[int]:
+        """Ids that may not be sampled before ``min_tokens`` outputs: those that would end a sequence."""
+        params = self.params
+        if params.min_tokens == 0:
+            return set()
+        return {*params.stop_token_ids, *(() if params.ignore_eos else self.eos_token_ids)}
+
+    @property
+    def simple(self) -> bool:
+        """Whether a token depends on its logits, temperature, filters and seed alone, and is all that is asked for.
+
+        Where the device samples, the host need not know such a sequence's last token before it plans the next.
+        """
+        params = self.params
+        penalised = params.presence_penalty != 0.0 or params.frequency_penalty != 0.0 or params.repetition_penalty != 1.0
+        constrained = bool(params.logit_bias or self.bad_word_ids or self.suppressed) or params.allowed_token_ids is not None
+        scored = params.logprobs is not None or params.prompt_logprobs is not None
+        return not penalised and not constrained and not scored and params.structured_outputs is None
+
 
 @dataclass(slots=True, eq=False)
 class Sequence:
@@ -70,7 +90,9 @@ class Sequence:
         seq_id: unique in the engine's life.
         index: 0 .. n-1 within the request.
         token_ids: prompt and output tokens known so far.
-        num_computed: tokens whose keys and values are in the pool; ``len(token_ids) - num_computed`` are to catch up.
+        num_computed: tokens whose keys and values are in the pool once all steps that were planned are done.
+        num_in_flight: those of them whose step's result is not in yet.
+        num_pending: tokens that steps in flight sample: they follow ``token_ids``, and only their number is known.
         num_cached_tokens: prompt tokens that the prefix cache (or a fork) saved at first scheduling.
         num_preemptions: how often its pages were taken from it.
     """
@@ -80,6 +102,8 @@ class Sequence:
     index: int
     token_ids: list[int]
     num_computed: int = 0
+    num_in_flight: int = 0
+    num_pending: int = 0
     num_cached_tokens: int = 0
     num_preemptions: int = 0
     status: SequenceStatus = SequenceStatus.WAITING
@@ -96,7 +120,8 @@ class Sequence:
 
     @property
     def num_to_compute(self) -> int:
-        return len(self.token_ids) - self.num_computed
+        """Tokens to catch up, the pending ones included."""
+        return len(self.token_ids) + self.num_pending - self.num_computed
 
 
 def sequence_seed(seed: int, index: int) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tiny_checkpoint import write_tiny_llama
 
-from octavo.batch import Batch, SampledToken, StepResult
+from octavo.batch import Batch, PendingStep, SampledToken, StepResult
 from octavo.config import engine_options
 from octavo.engine.core import EngineCore
 from octavo.engine.messages import AbortSequences, AddRequest, Call, SequenceUpdate
@@ -30,7 +30,11 @@ class CountingExecutor(Executor):
         self.known: set[int] = set()
         self.compiled: dict[bytes, Future[Any]] = {}
 
-    def execute(self, batch: Batch) -> StepResult:
+    def launch(self, batch: Batch) -> PendingStep:
+        result = self.sample(batch)
+        return PendingStep(lambda: result)
+
+    def sample(self, batch: Batch) -> StepResult:
         self.known -= set(batch.dropped)
         self.known |= {new.seq_id for new in batch.new}
         assert {entry.seq_id for entry in batch.scheduled} <= self.known
@@ -188,13 +192,13 @@ def test_a_request_can_be_given_up_while_its_form_is_compiled(core: EngineCore) 
 
 
 def test_a_complete_form_ends_its_sequence_and_a_failed_one_says_why(core: EngineCore, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = CountingExecutor.execute
+    plain = CountingExecutor.sample
 
-    def execute(self: CountingExecutor, batch: Batch) -> StepResult:  # sequence 1 is complete, 2 has failed
+    def sample(self: CountingExecutor, batch: Batch) -> StepResult:  # sequence 1 is complete, 2 has failed
         sampled = [entry for entry in plain(self, batch).sampled if entry.seq_id != 2]
         return StepResult(sampled, failed=[2], reasons={2: "it is too complex"}, complete=[1])
 
-    monkeypatch.setattr(CountingExecutor, "execute", execute)
+    monkeypatch.setattr(CountingExecutor, "sample", sample)
     add(core, "run", [1] * 4, max_tokens=1)
     form(core, "end", "a", max_tokens=9, min_tokens=5).set_result(None)
     form(core, "fail", "b", max_tokens=9).set_result(None)

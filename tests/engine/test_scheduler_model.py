@@ -4,11 +4,15 @@ The worker keeps what a real one keeps (tokens, block tables) and "computes" by 
 that ends there. On every step each slot a sequence reads must hold the hash of its own prefix, so a wrong share, a missing copy, an
 eviction of live pages or a stale block after preemption cannot go unseen. A sampled token is a pure function of the prefix and the
 sequence's seed, so the outputs must be those of the same request served alone.
+
+Steps may be in flight: the worker executes a plan only when its result is asked for, after later plans were made, as a device does that
+works its steps off in order.
 """
 
 from __future__ import annotations
 
 import random
+from collections import deque
 from dataclasses import dataclass, field
 
 import pytest
@@ -169,9 +173,13 @@ class FakeWorker:
 
 
 class Model:
-    """Drives a scheduler with random operations and knows what must be true after each."""
+    """Drives a scheduler with random operations and knows what must be true after each.
 
-    def __init__(self, seed: int, policy: str, prefix_caching: bool) -> None:
+    Args:
+        depth: how many steps may be in flight while the next is planned.
+    """
+
+    def __init__(self, seed: int, policy: str, prefix_caching: bool, depth: int) -> None:
         self.random = random.Random(seed)
         self.block_size = self.random.choice((2, 4, 8))
         self.max_model_len = self.random.randint(24, 64)
@@ -184,6 +192,7 @@ class Model:
         self.kv = KVCacheManager(num_blocks, self.block_size, prefix_caching)
         self.scheduler = Scheduler(self.options, self.kv, self.max_model_len)
         self.worker = FakeWorker(num_blocks, self.block_size, self.options)
+        self.attended = self.random.random() < 0.5  # whether there are requests that are not simple
         self.stems = [[self.random.randrange(VOCABULARY) for _ in range(40)] for _ in range(3)]
         self.live: dict[int, Sequence] = {}
         self.requests: list[Request] = []
@@ -192,6 +201,10 @@ class Model:
         self.prompt_logprobs: dict[str, list[int]] = {}
         self.started: list[Request] = []
         self.operations = 0
+        self.depth = depth
+        self.in_flight: deque[Batch] = deque()
+        self.told: set[int] = set()  # sequences the worker knows, by the plans
+        self.ahead = self.too_many = 0
 
     # ---- operations --------------------------------------------------------------------------------------------------
 
@@ -217,10 +230,10 @@ class Model:
         params = SamplingParams(
             n=draw.choice((1, 1, 1, 2, 4)),
             max_tokens=max_tokens,
-            min_tokens=draw.choice((0, 0, min(4, max_tokens))),
+            min_tokens=draw.choice((0, 0, min(4, max_tokens))) if self.attended else 0,
             ignore_eos=draw.random() < 0.5,
             stop_token_ids=draw.choice(([], [1, 5, 6])),
-            prompt_logprobs=draw.choice((None, None, None, 0)),
+            prompt_logprobs=draw.choice((None, None, None, 0)) if self.attended else None,
         )
         request = Request(
             request_id=f"r{len(self.requests)}",
@@ -250,16 +263,32 @@ class Model:
             self.end(sequence)
 
     def step(self) -> None:
-        before = dict(self.worker.known)
+        """What the engine does: plan, and collect what the next plan must not be made without."""
+        preemptions = self.scheduler.preemptions["out_of_blocks"]
         batch = self.scheduler.schedule()
         self.take_started()
         if batch is None:
-            assert not self.live
-            return
-        self.check_order(batch, before)
+            assert self.in_flight or not self.live, "nothing can run, and never will"
+        else:
+            self.check_order(batch)
+            if self.in_flight:
+                self.ahead += 1
+                assert self.scheduler.preemptions["out_of_blocks"] == preemptions, "preempted while steps are in flight"
+                assert all(self.live[s].request.simple for s in self.told if s in self.live), "planned ahead of a token that matters"
+            self.told = (self.told - set(batch.dropped)) | {new.seq_id for new in batch.new}
+            self.in_flight.append(batch)
+        while len(self.in_flight) > (self.depth if batch is not None and self.scheduler.plans_ahead else 0):
+            self.collect()
+
+    def collect(self) -> None:
+        batch = self.in_flight.popleft()
+        if self.random.random() < 0.1:
+            self.abort()
         result = self.worker.execute(batch)
         if self.random.random() < 0.1:
             self.abort()
+        self.too_many += sum(self.ended.get(e.seq_id) in (FinishReason.STOP, FinishReason.LENGTH) for e in batch.scheduled)
+        assert all(self.ended.get(entry.seq_id) is not FinishReason.LENGTH for entry in batch.scheduled), "no need to run that"
         for progress in self.scheduler.update(batch, result):
             self.take(progress)
 
@@ -269,11 +298,19 @@ class Model:
         by_priority = self.options.scheduling_policy == "priority"
         return (self.live[seq_id].request.priority if by_priority else 0, seq_id)
 
-    def check_order(self, batch: Batch, before: dict[int, Known]) -> None:
+    def is_ending(self, seq_id: int) -> bool:
+        """Whether a step in flight samples a sequence's last token, whatever token it is."""
+        sequence = self.live[seq_id]
+        count = sum(entry.samples for batch in self.in_flight for entry in batch.scheduled if entry.seq_id == seq_id)
+        length = len(sequence.token_ids) + count
+        return count > 0 and (sequence.num_output_tokens + count == sequence.request.params.max_tokens or length == self.max_model_len)
+
+    def check_order(self, batch: Batch) -> None:
         new = {entry.seq_id for entry in batch.new}
         preempted = [seq_id for seq_id in batch.dropped if seq_id in self.live]
-        stayed = [seq_id for seq_id in before if seq_id not in batch.dropped]
-        assert {entry.seq_id for entry in batch.scheduled} == new | set(stayed), "a running sequence was left out"
+        stayed = [seq_id for seq_id in self.told if seq_id not in batch.dropped]
+        ending = {seq_id for seq_id in stayed if self.is_ending(seq_id)}
+        assert {entry.seq_id for entry in batch.scheduled} == new | set(stayed) - ending, "a running sequence was left out"
         if preempted:
             assert not new, "admitted while preempting"
             assert max(map(self.rank, stayed)) < min(map(self.rank, preempted)), "not the latest-come was preempted"
@@ -316,8 +353,8 @@ class Model:
 
     def drain(self) -> None:
         """Work all off; that it ends at all is the proof that nothing waits for ever."""
-        for _ in range(200 * (1 + len(self.live)) + 10):
-            if not self.scheduler.has_work():
+        for _ in range(400 * (1 + len(self.live)) + 10):
+            if not self.scheduler.has_work() and not self.in_flight:
                 break
             self.step()
         assert not self.live and not self.scheduler.has_work() and self.scheduler.schedule() is None
@@ -330,13 +367,14 @@ class Model:
                 assert request in self.started and request.first_token_time is not None
 
 
+@pytest.mark.parametrize("depth", [0, 1, 2])
 @pytest.mark.parametrize("prefix_caching", [True, False])
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
-def test_random_operations_keep_every_page_right_and_every_answer_as_if_alone(policy: str, prefix_caching: bool) -> None:
-    operations = preemptions = copies = hits = 0
+def test_random_operations_keep_every_page_right_and_every_answer_as_if_alone(policy: str, prefix_caching: bool, depth: int) -> None:
+    operations = preemptions = copies = hits = ahead = too_many = 0
     reasons: set[FinishReason] = set()
     for seed in range(40):
-        model = Model(seed, policy, prefix_caching)
+        model = Model(seed, policy, prefix_caching, depth)
         for _ in range(200):
             model.operate()
         model.drain()
@@ -344,6 +382,8 @@ def test_random_operations_keep_every_page_right_and_every_answer_as_if_alone(po
         preemptions += model.scheduler.preemptions["out_of_blocks"]
         copies += model.worker.num_copies
         hits += model.kv.prefix_hits
+        ahead += model.ahead
+        too_many += model.too_many
         reasons |= set(model.ended.values())
     # The load must have met what it is there to test.
     assert (
@@ -353,6 +393,7 @@ def test_random_operations_keep_every_page_right_and_every_answer_as_if_alone(po
         and reasons == {FinishReason.STOP, FinishReason.LENGTH, FinishReason.ABORT}
     )
     assert hits > 1000 if prefix_caching else hits == 0
+    assert (ahead > 1000 and too_many > 100) if depth else (ahead == too_many == 0)
 
 
 def test_a_request_that_no_pool_state_could_serve_is_refused_at_the_door() -> None:

@@ -1,4 +1,7 @@
-"""The engine: take in messages, schedule, execute, update, and say what came of it. One step can be seen whole in ``step``.
+"""The engine: take in messages, schedule, launch, collect, and say what came of it. One step can be seen whole in ``step``.
+
+Where the device works on its own, the next step is planned and launched before the result of the last one is collected, so that the
+device never waits for the host. The tokens are the same as without.
 
 ``engine/process.py`` runs this in a process of its own behind a socket; ``octavo.LLM`` runs it in its own process.
 """
@@ -6,11 +9,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
-from octavo.batch import Batch, NewSequence, ScheduledSequence
+from octavo.batch import Batch, NewSequence, PendingStep, ScheduledSequence
 from octavo.config import EngineOptions
 from octavo.engine.messages import (
     AbortSequences,
@@ -85,6 +89,7 @@ class EngineCore:
         self._requests: dict[str, Request] = {}
         self._rejections: list[SequenceUpdate] = []
         self._compiling: dict[str, tuple[Request, Future[Any]]] = {}
+        self._in_flight: deque[tuple[Batch, PendingStep]] = deque()  # oldest first
         self._unreported = False  # an abort changed the figures since the last output
         self._warm_up()
         self.ready = Ready(
@@ -110,7 +115,8 @@ class EngineCore:
         return None
 
     def has_work(self) -> bool:
-        return bool(self._rejections) or bool(self._compiling) or self._unreported or self.scheduler.has_work()
+        waiting = bool(self._rejections) or bool(self._compiling) or self._unreported
+        return waiting or bool(self._in_flight) or self.scheduler.has_work()
 
     def _add(self, message: AddRequest) -> None:
         request = Request(
@@ -143,7 +149,7 @@ class EngineCore:
 
     def _enqueue_compiled(self) -> None:
         """Let the requests into the queue whose forms are compiled by now; running ones never wait for that."""
-        if self._compiling and not self.scheduler.has_work():
+        if self._compiling and not self._in_flight and not self.scheduler.has_work():
             wait([future for _, future in self._compiling.values()], COMPILE_POLL_SECONDS, FIRST_COMPLETED)
         for request, future in [entry for entry in self._compiling.values() if entry[1].done()]:
             del self._compiling[request.request_id]
@@ -177,19 +183,35 @@ class EngineCore:
     # ---- the step ----------------------------------------------------------------------------------------------------
 
     def step(self) -> StepOutput | None:
-        """Run one step, if anything can run, and report it; after an abort, report the new figures even if nothing runs."""
+        """Launch a step, if anything can run, collect the oldest one, and report what came of it.
+
+        A step is collected in the call after the one that launched it where the device works on its own, else in the same call; at
+        once where nothing can be launched before its result is known. After an abort, the new figures are reported even if nothing
+        runs.
+
+        Returns:
+            None where there is nothing to say: nothing was launched or collected, and nothing is in flight.
+        """
         self._enqueue_compiled()
         updates, self._rejections = self._rejections, []
         unreported, self._unreported = self._unreported, False
         begin = time.perf_counter()
         batch = self.scheduler.schedule()
-        if batch is None:
-            return StepOutput(updates, [], self._look(0, 0.0)) if updates or unreported or self._compiling else None
-        result = self._executor.execute(batch)
-        for progress in self.scheduler.update(batch, result):
-            updates.append(self._update(progress))
+        if batch is not None:
+            self._in_flight.append((batch, self._executor.launch(batch)))
+        elif not self._in_flight:
+            return StepOutput(updates, [], self._look()) if updates or unreported or self._compiling else None
+        done: list[Batch] = []
+        while len(self._in_flight) > (self._executor.depth if batch is not None and self.scheduler.plans_ahead else 0):
+            done.append(self._collect(updates))
         started = [request.request_id for request in self.scheduler.take_started()]
-        return StepOutput(updates, started, self._look(batch.num_tokens, time.perf_counter() - begin))
+        return StepOutput(updates, started, self._look(done, time.perf_counter() - begin))
+
+    def _collect(self, updates: list[SequenceUpdate]) -> Batch:
+        """Wait for the oldest step in flight and take in its result."""
+        batch, pending = self._in_flight.popleft()
+        updates += map(self._update, self.scheduler.update(batch, pending.result()))
+        return batch
 
     def _update(self, progress: SequenceProgress) -> SequenceUpdate:
         sequence, request = progress.sequence, progress.sequence.request
@@ -216,7 +238,8 @@ class EngineCore:
             times=times,
         )
 
-    def _look(self, tokens: int, seconds: float) -> EngineStats:
+    def _look(self, done: Sequence[Batch] = (), seconds: float = 0.0) -> EngineStats:
+        """The figures after the steps ``done``, which a call of ``step`` collected in so many seconds."""
         scheduler, kv, before = self.scheduler, self.kv, self.stats
         self.stats = EngineStats(
             num_running=scheduler.num_running,
@@ -226,9 +249,9 @@ class EngineCore:
             prefix_queries=kv.prefix_queries,
             prefix_hits=kv.prefix_hits,
             preemptions=dict(scheduler.preemptions),
-            step_tokens=tokens,
-            step_seconds=seconds,
-            steps=before.steps + (tokens > 0),
+            step_tokens=sum(batch.num_tokens for batch in done),
+            step_seconds=seconds if done else 0.0,
+            steps=before.steps + len(done),
             rss_bytes=resident_bytes() if before.steps % RSS_EVERY == 0 else before.rss_bytes,
         )
         return self.stats
@@ -245,5 +268,6 @@ class EngineCore:
         self._executor.execute(Batch(0, [-1], [], [], []))
 
     def shutdown(self) -> None:
-        """Free the model and the pages. Idempotent."""
+        """Free the model and the pages; steps in flight are given up. Idempotent."""
+        self._in_flight.clear()
         self._executor.shutdown()

@@ -128,7 +128,7 @@ class EngineStats(msgspec.Struct, array_like=True):
         kv_usage: share of blocks owned by live sequences.
         kv_waste: share of the owned blocks' slots that hold no token.
         preemptions: by reason.
-        step_tokens: tokens computed in the last step; step_seconds: its duration.
+        step_tokens: tokens of the steps (mostly one) whose results came in since the last report; step_seconds: how long that took.
         rss_bytes: resident memory of the engine process (-1 where unknown).
     """
 

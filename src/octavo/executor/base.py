@@ -6,17 +6,27 @@ from abc import ABC, abstractmethod
 from concurrent.futures import Future
 from typing import Any
 
-from octavo.batch import Batch, StepResult
+from octavo.batch import Batch, PendingStep, StepResult
 from octavo.structured_outputs import StructuredOutputs
 from octavo.vocabulary import Vocabulary
 
 
 class Executor(ABC):
-    """One or more workers that hold the model and the pages."""
+    """One or more workers that hold the model and the pages.
+
+    Attributes:
+        depth: how many steps may be in flight while the next one is planned; 0 where a step is done when ``launch`` returns.
+    """
+
+    depth = 0
 
     @abstractmethod
+    def launch(self, batch: Batch) -> PendingStep:
+        """Start one step on all workers. Steps run in the order in which they are launched, one after the other."""
+
     def execute(self, batch: Batch) -> StepResult:
-        """Run one step on all workers and return what was sampled."""
+        """Run one step on all workers and return what was sampled. No step is in flight."""
+        return self.launch(batch).result()
 
     @abstractmethod
     def learn(self, vocabulary: Vocabulary) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import Future
 from typing import Any
 
-from octavo.batch import Batch, StepResult
+from octavo.batch import Batch, PendingStep
 from octavo.config import EngineOptions
 from octavo.executor.base import Executor
 from octavo.models.config import ModelConfig
@@ -24,9 +24,10 @@ class LocalExecutor(Executor):
         self, files: ModelFiles, config: ModelConfig, options: EngineOptions, plan: MemoryPlan, device: Device, progress: Progress
     ) -> None:
         self._runner: Runner | None = Runner(files, config, options, plan, device, progress)
+        self.depth = 1 if self._runner.ops.samples and options.scheduler.async_scheduling else 0
 
-    def execute(self, batch: Batch) -> StepResult:
-        return self._running.execute(batch)
+    def launch(self, batch: Batch) -> PendingStep:
+        return self._running.launch(batch)
 
     def learn(self, vocabulary: Vocabulary) -> None:
         self._running.inputs.grammars.learn(vocabulary)

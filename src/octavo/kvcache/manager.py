@@ -54,7 +54,9 @@ class _Table:
 class KVCacheManager:
     """The pool as the scheduler sees it: sequences open a table, allocate step by step, and free it.
 
-    The scheduler alone changes ``Sequence.num_computed``; slots below it hold keys and values, slots above are to be written.
+    The scheduler alone changes ``Sequence.num_computed``; slots below it hold keys and values by the time that the next planned step
+    runs, slots above are to be written. Pages may be freed while steps in flight use them, for steps run in the order of their plans:
+    whoever gets a page next writes it after that.
 
     Args:
         num_blocks: blocks in the pool.
@@ -189,10 +191,16 @@ class KVCacheManager:
         blocks.extend([pool.take() for _ in range(num_missing)])
         return TableChange(start, tuple(blocks[start:]), tuple(copies))
 
+    def blocks_to_take(self, sequence: Sequence, num_tokens: int) -> int:
+        """Free blocks that ``allocate`` would take for the next ``num_tokens`` tokens as things are."""
+        blocks = self._tables[sequence.seq_id].block_ids
+        num_shared = sum(self._pool.references(block) > 1 for block in blocks[sequence.num_computed // self.block_size :])
+        return max(self.blocks_for(sequence.num_computed + num_tokens) - len(blocks), 0) + num_shared
+
     def register(self, sequence: Sequence) -> None:
-        """Let the prefix cache know the blocks that ``num_computed`` has filled since the last call."""
+        """Let the prefix cache know the blocks that were filled since the last call, by steps whose results are in."""
         table = self._tables[sequence.seq_id]
-        num_full = sequence.num_computed // self.block_size
+        num_full = (sequence.num_computed - sequence.num_in_flight) // self.block_size
         if num_full == table.num_registered or not self.enable_prefix_caching:
             return
         keys = self._keys.setdefault(sequence.seq_id, [])

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from octavo.batch import Batch, SampledToken, ScheduledSequence, StepResult, TokenLogprobs
+from octavo.batch import Batch, PendingStep, SampledToken, ScheduledSequence, StepResult, TokenLogprobs
 from octavo.config import EngineOptions
 from octavo.errors import FormFailedError, InvalidLogitsError
 from octavo.log import get_logger
@@ -17,13 +17,16 @@ from octavo.models.config import ModelConfig
 from octavo.models.hub import ModelFiles
 from octavo.models.loader import open_weights
 from octavo.models.registry import build_model
-from octavo.ops.base import KVShape
+from octavo.ops.base import KVShape, StepLimits
 from octavo.ops.select import select_ops
 from octavo.runner.device import Device
+from octavo.runner.device_tokens import DrawnRows
 from octavo.runner.input_batch import InputBatch, StepInputs
 from octavo.runner.memory_plan import LOGITS_ROWS, MemoryPlan
+from octavo.runner.transfer import HostCopy
 from octavo.sampling.logprobs import prompt_logprobs
 from octavo.sampling.sampler import Sampler
+from octavo.sampling.state import SequenceState
 
 logger = get_logger(__name__)
 
@@ -49,34 +52,86 @@ class Runner:
         self.torch_device = torch.device(device.kind)
         self.config = config
         dtype: torch.dtype = getattr(torch, plan.dtype)
-        self.ops = select_ops(self.torch_device, dtype, options.model.activation_bits)
-        weights = open_weights(files, config, options.model.load_format, options.model.quantization)
+        self.ops = select_ops(self.torch_device, dtype, options.model.activation_bits, graphs=not options.device.enforce_eager)
+        weights = open_weights(files, config, options.model.load_format, options.model.quantization, self.torch_device)
         # Not under inference mode: loaders fill tensors from threads of their own, where that mode would not hold.
         self.model = build_model(config, weights, self.ops, plan.max_model_len, lambda fraction: progress("loading", fraction))
         self.pool = device.allocate_pool(plan.num_blocks, plan.block_bytes)
         shape = KVShape(config.num_layers, config.num_kv_heads, config.head_dim, plan.block_size, plan.kv_dtype)
-        self.forward = self.ops.prepare_forward(self.model.forward, self.ops.kv_layers(self.pool, shape))
+        limits = StepLimits(plan.max_num_seqs, -(-plan.max_model_len // plan.block_size))
+        self.forward = self.ops.prepare_forward(self.model.forward, self.ops.kv_layers(self.pool, shape), limits)
         self.inputs = InputBatch(
-            plan.max_num_seqs, plan.max_model_len, plan.block_size, config.vocab_size, self.torch_device, device.cores_free
+            plan.max_num_seqs,
+            plan.max_model_len,
+            plan.block_size,
+            config.vocab_size,
+            self.torch_device,
+            device.cores_free,
+            self.ops.samples,
         )
         self.sampler = Sampler()
+        self._logits_rows = device.logits_rows
 
     @torch.inference_mode()
-    def execute(self, batch: Batch) -> StepResult:
-        """Run one step. The batch's sequences learn the tokens they sampled."""
+    def launch(self, batch: Batch) -> PendingStep:
+        """Start one step; where the host samples, it is done on return. The batch's sequences learn the tokens they sampled.
+
+        A device runs its steps in order, so what ``batch`` lets go of (pages, rows) may be used by a step that is still in flight.
+        """
         self.inputs.apply(batch)
+        step = self.inputs.prepare(batch.scheduled) if batch.scheduled else None
+        return self._start(batch, step)
+
+    def execute(self, batch: Batch) -> StepResult:
+        """Run one step to its end."""
+        return self.launch(batch).result()
+
+    def _start(self, batch: Batch, step: StepInputs | None) -> PendingStep:
+        """The device's part of a step. Nothing in it waits for the device unless the host samples rows or scores a prompt."""
         if batch.block_copies:
             self.ops.copy_blocks(self.pool, batch.block_copies)
-        if not batch.scheduled:
-            return StepResult([])
-        step = self.inputs.prepare(batch.scheduled)
+        if step is None:
+            return PendingStep(lambda: StepResult([]))
+        if step.unknown is not None:
+            self.inputs.device_tokens.fill(step.token_ids, *step.unknown)
         hidden = self.forward(step.token_ids, step.attention)
+        drawn = [] if step.drawn is None else self._draw(hidden, step.drawn)
         result = self._sample(hidden, step)
         result.prompt_logprobs = self._prompt_logprobs(hidden, batch.scheduled)
+        return PendingStep(lambda: self._finish(batch, result, drawn))
+
+    def _draw(self, hidden: torch.Tensor, drawn: DrawnRows) -> list[tuple[list[SequenceState], HostCopy]]:
+        """Have the device sample rows, a chunk of logits at a time. The tokens stay there for the next step.
+
+        Returns:
+            the sequences and their tokens, on the way here.
+        """
+        copies = []
+        for chunk in drawn.chunks(self._logits_rows):
+            tokens = self.ops.sample(self.model.logits(hidden[chunk.hidden_rows]), chunk.params)
+            self.inputs.device_tokens.keep(chunk.rows, tokens)
+            copies.append((chunk.states, HostCopy(tokens)))
+        return copies
+
+    def _finish(self, batch: Batch, result: StepResult, drawn: list[tuple[list[SequenceState], HostCopy]]) -> StepResult:
+        """Wait for the tokens that the device samples and put them beside those that the host has sampled."""
+        mixed = bool(result.sampled and drawn)
+        for states, copy in drawn:
+            tokens = copy.wait()
+            for state, token in zip(states, tokens, strict=True):
+                self.inputs.settle(state, token)
+            result.sampled += [SampledToken(state.seq_id, token) for state, token in zip(states, tokens, strict=True) if token >= 0]
+            wrong = [row for row, token in enumerate(tokens) if token < 0]
+            if wrong:
+                logger.error("%s", InvalidLogitsError(wrong))
+                result.failed += [states[row].seq_id for row in wrong]
+        if mixed:
+            place = {entry.seq_id: index for index, entry in enumerate(batch.scheduled)}
+            result.sampled.sort(key=lambda entry: place[entry.seq_id])
         return result
 
     def _sample(self, hidden: torch.Tensor, step: StepInputs) -> StepResult:
-        """Sample the step's rows, a chunk of logits at a time.
+        """Sample the rows that are the host's, a chunk of logits at a time.
 
         Returns:
             the tokens, the sequences that are complete, and those whose logits are not numbers or whose grammar failed: one
@@ -113,6 +168,8 @@ class Runner:
 
     def _prompt_logprobs(self, hidden: torch.Tensor, scheduled: list[ScheduledSequence]) -> dict[int, list[TokenLogprobs]]:
         results: dict[int, list[TokenLogprobs]] = {}
+        if not self.inputs.scored:
+            return results
         row = 0
         for entry in scheduled:
             state = self.inputs.states[entry.seq_id]

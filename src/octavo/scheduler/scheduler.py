@@ -2,6 +2,9 @@
 
 There is no prefill and no decode: a sequence knows tokens and has computed some of them, and each step lets it catch up under one
 token budget and one sequence budget. Chunked prefill, prefix hits, preemption by recompute and forks are all this one rule.
+
+A step may be planned while others are in flight: the plan builds on what they will have computed and on how many tokens they will have
+sampled, not on which. A sequence that turns out to have ended meanwhile has had one step too many, whose result is ignored.
 """
 
 from __future__ import annotations
@@ -43,8 +46,8 @@ class SequenceProgress:
 class Scheduler:
     """All requests between their arrival and their end.
 
-    ``schedule`` plans a step, the caller has it executed, ``update`` takes in the result; ``add`` and ``abort`` may come at any time
-    between calls.
+    ``schedule`` plans a step, the caller has it executed, ``update`` takes in the result, in the order of the plans; ``add`` and
+    ``abort`` may come at any time between calls. Further steps may be planned before a result is in while ``plans_ahead`` says so.
 
     Args:
         options: budgets and order.
@@ -72,8 +75,10 @@ class Scheduler:
         self._prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
         self._dropped: list[int] = []
         self._started: list[Request] = []
+        self._attended: set[int] = set()  # running sequences that are not simple
         self._next_seq_id = 0
         self._step = 0
+        self._num_in_flight = 0
         self.preemptions: Counter[str] = Counter()
 
     # ---- requests ----------------------------------------------------------------------------------------------------
@@ -97,7 +102,9 @@ class Scheduler:
             self._siblings[request.request_id] = request.sequences[1:]
 
     def abort(self, request_id: str, indices: Collection[int] = ()) -> list[Sequence]:
-        """End sequences of a request now and free their pages; a step under way may still compute them, its result is ignored.
+        """End sequences of a request now and free their pages; a step in flight may still compute them, its result is ignored.
+
+        That step may even write to pages that are free by now: steps run in order, so whoever gets the pages next writes them later.
 
         Args:
             indices: which sequences; empty is all.
@@ -122,6 +129,11 @@ class Scheduler:
         """Requests that were scheduled for the first time since the last call."""
         started, self._started = self._started, []
         return started
+
+    @property
+    def plans_ahead(self) -> bool:
+        """Whether the next step may be planned while steps are in flight: not while a sequence runs that is not simple."""
+        return not self._attended
 
     @property
     def num_running(self) -> int:
@@ -149,28 +161,51 @@ class Scheduler:
         """Plan a step: first the running sequences in order, then, if all of them have their pages, waiting ones.
 
         Returns:
-            the plan; None when no sequence can run (the workers then learn of dropped sequences with the next plan).
+            the plan; None when no sequence can run (the workers then learn of dropped sequences with the next plan), or none before
+            the results of the steps in flight are in.
         """
         batch = Batch(self._step, [], [], [], [])
         budget = self._options.max_num_batched_tokens
-        running = list(self._running)
+        running = [sequence for sequence in self._running if not self._ends_in_flight(sequence)]
+        if self._num_in_flight > 0 and not self._has_room(running):
+            return None  # who is preempted must know its tokens: it comes back whole
+        num_running, num_preempted = len(self._running), 0
         for position, sequence in enumerate(running):
             if sequence.status is not SequenceStatus.RUNNING:
                 break  # preempted for one before it, and so are all that follow
-            # Each one behind can count on a token: a long chunk does not make others pause.
-            num_tokens = min(sequence.num_to_compute, budget - (len(self._running) - position - 1))
+            num_tokens = _share(sequence, budget, len(running) - num_preempted - position - 1)
             change = self._allocate(sequence, num_tokens)
+            num_preempted = num_running - len(self._running)
             if change is None:
                 break
             budget -= num_tokens
             self._put(batch, sequence, num_tokens, change.start, [*change.block_ids], change.copies)
-        if len(self._running) == len(running):
+        if num_preempted == 0:
             self._admit(batch, budget)
         if not batch.scheduled:
             return None
         batch.dropped, self._dropped = self._dropped, []
-        self._step += 1
+        self._send_off(batch)
         return batch
+
+    def _has_room(self, running: list[Sequence]) -> bool:
+        """Whether running sequences get their pages without a preemption; may say no where two would copy the same block."""
+        budget, needed = self._options.max_num_batched_tokens, 0
+        for position, sequence in enumerate(running):
+            num_tokens = _share(sequence, budget, len(running) - position - 1)
+            budget -= num_tokens
+            needed += self._kv.blocks_to_take(sequence, num_tokens)
+        return needed <= self._kv.num_free_blocks
+
+    def _send_off(self, batch: Batch) -> None:
+        """Count a complete plan as in flight. Not before it is complete: nobody may fork what the same step is to compute."""
+        self._step += 1
+        self._num_in_flight += 1
+        for entry in batch.scheduled:
+            sequence = self._sequences[entry.seq_id]
+            sequence.num_computed += entry.num_tokens
+            sequence.num_in_flight += entry.num_tokens
+            sequence.num_pending += entry.samples
 
     def _allocate(self, sequence: Sequence, num_tokens: int) -> TableChange | None:
         """Get pages for a running sequence, if need be from the latest-come ones; None when it was the latest-come itself.
@@ -214,7 +249,7 @@ class Scheduler:
         copies: tuple[tuple[int, int], ...],
     ) -> None:
         computed = sequence.num_computed
-        samples = computed + num_tokens == len(sequence.token_ids)
+        samples = num_tokens == sequence.num_to_compute
         batch.scheduled.append(ScheduledSequence(sequence.seq_id, computed, num_tokens, table_start, block_ids, samples))
         batch.block_copies.extend(copies)
 
@@ -235,34 +270,33 @@ class Scheduler:
         request, params = sequence.request, sequence.request.params
         if params.prompt_logprobs is not None and not self._wants_prompt_logprobs(sequence):
             params = msgspec.structs.replace(params, prompt_logprobs=None)
-        suppressed: set[int] = set()
-        if params.min_tokens > 0:
-            suppressed.update(params.stop_token_ids, () if params.ignore_eos else request.eos_token_ids)
         return NewSequence(
             seq_id=sequence.seq_id,
             token_ids=list(sequence.token_ids),
             num_prompt_tokens=sequence.num_prompt_tokens,
             params=params,
             seed=sequence_seed(request.seed, sequence.index),
-            suppress_until_min=sorted(suppressed),
+            suppress_until_min=sorted(request.suppressed),
             bad_word_ids=[list(word) for word in request.bad_word_ids],
         )
 
     # ---- the result --------------------------------------------------------------------------------------------------
 
     def update(self, batch: Batch, result: StepResult) -> list[SequenceProgress]:
-        """Take in a step's result: advance sequences, append sampled tokens, end those that are complete.
+        """Take in a step's result, the oldest in flight: append sampled tokens, end the sequences that are complete.
 
         Returns:
             in batch order, the sequences that got a token, and those that failed.
         """
         sampled = {entry.seq_id: entry for entry in result.sampled}
         progress = []
+        self._num_in_flight -= 1
         for entry in batch.scheduled:
             sequence = self._sequences.get(entry.seq_id)
             if sequence is None or sequence.status is not SequenceStatus.RUNNING:
-                continue  # aborted since the step was planned
-            sequence.num_computed = entry.num_computed + entry.num_tokens
+                continue  # it ended after the step was planned; a sequence is not preempted while steps are in flight
+            sequence.num_in_flight -= entry.num_tokens
+            sequence.num_pending -= entry.samples
             self._kv.register(sequence)
             if entry.seq_id in result.prompt_logprobs and self._wants_prompt_logprobs(sequence):
                 self._prompt_logprobs.setdefault(entry.seq_id, []).extend(result.prompt_logprobs[entry.seq_id])
@@ -301,9 +335,19 @@ class Scheduler:
                 return FinishReason.STOP, token
         if complete:
             return FinishReason.STOP, None
-        if num_output_tokens == params.max_tokens or len(sequence.token_ids) == self._max_model_len:
+        if self._is_full(sequence, num_output_tokens):
             return FinishReason.LENGTH, None
         return None
+
+    def _ends_in_flight(self, sequence: Sequence) -> bool:
+        """Whether a pending token is a sequence's last, whatever token it is."""
+        return sequence.num_pending > 0 and self._is_full(sequence, sequence.num_output_tokens + sequence.num_pending)
+
+    def _is_full(self, sequence: Sequence, num_output_tokens: int) -> bool:
+        """Whether a sequence may have no more than so many output tokens."""
+        return num_output_tokens == sequence.request.params.max_tokens or (
+            sequence.num_prompt_tokens + num_output_tokens == self._max_model_len
+        )
 
     # ---- the states of a sequence ------------------------------------------------------------------------------------
 
@@ -314,6 +358,8 @@ class Scheduler:
         self._running.add(sequence)
         sequence.status = SequenceStatus.RUNNING
         sequence.num_computed = prefix.num_tokens
+        if not request.simple:
+            self._attended.add(sequence.seq_id)
         if sequence.num_preemptions == 0:
             sequence.num_cached_tokens = prefix.num_tokens
         if request.first_scheduled_time is None:
@@ -321,7 +367,7 @@ class Scheduler:
             self._started.append(request)
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Running back to waiting: the pages go, the tokens stay, and it will catch up on all of them."""
+        """Running back to waiting: the pages go, the tokens stay, and it will catch up on all of them. Nothing is in flight."""
         self._leave_running(sequence)
         sequence.status = SequenceStatus.WAITING
         sequence.num_computed = 0
@@ -348,6 +394,7 @@ class Scheduler:
 
     def _leave_running(self, sequence: Sequence) -> None:
         self._running.discard(sequence)
+        self._attended.discard(sequence.seq_id)
         self._kv.free(sequence)
         self._dropped.append(sequence.seq_id)
 
@@ -390,3 +437,8 @@ class Scheduler:
                 "prompt" if num_prompt_tokens > room else "max_tokens",
                 "context_length_exceeded",
             )
+
+
+def _share(sequence: Sequence, budget: int, num_behind: int) -> int:
+    """Tokens that a running sequence gets in a step: each one behind it can count on one, so a long chunk does not make others pause."""
+    return min(sequence.num_to_compute, budget - num_behind)

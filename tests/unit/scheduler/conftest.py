@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ class Harness:
         self.now = 0.0
         self.kv = KVCacheManager(num_blocks, 4, prefix_caching)
         self.scheduler = Scheduler(SchedulerOptions(**options), self.kv, max_model_len, clock=lambda: self.now)
-        self.batch: Batch | None = None
+        self.in_flight: deque[Batch] = deque()
 
     def add(self, name: str, prompt: list[int] | int, *, priority: int = 0, salt: str = "", seed: int = 0, **params: Any) -> Request:
         """A request; a number as prompt makes that many tokens that no other request begins with. Eos is 2."""
@@ -35,19 +36,20 @@ class Harness:
     def plan(self) -> Batch:
         batch = self.scheduler.schedule()
         assert batch is not None
-        self.batch = batch
+        self.in_flight.append(batch)
         return batch
 
-    def answer(self, tokens: dict[int, int] | None = None, token: int = 9) -> list[SequenceProgress]:
-        """Give back the planned step's result: ``tokens`` by seq_id, ``token`` for the others."""
-        assert self.batch is not None
-        tokens = tokens or {}
-        sampled = [SampledToken(e.seq_id, tokens.get(e.seq_id, token)) for e in self.batch.scheduled if e.samples]
-        progress = self.scheduler.update(self.batch, StepResult(sampled))
+    def answer(self, tokens: Mapping[int, int | None] | None = None, token: int = 9) -> list[SequenceProgress]:
+        """Give back the oldest planned step's result: ``tokens`` by seq_id (None: it has failed), ``token`` for the others."""
+        batch = self.in_flight.popleft()
+        found = {entry.seq_id: (tokens or {}).get(entry.seq_id, token) for entry in batch.scheduled if entry.samples}
+        sampled = [SampledToken(seq_id, sample) for seq_id, sample in found.items() if sample is not None]
+        failed = [seq_id for seq_id, sample in found.items() if sample is None]
+        progress = self.scheduler.update(batch, StepResult(sampled, failed=failed))
         self.scheduler.audit()
         return progress
 
-    def step(self, tokens: dict[int, int] | None = None, token: int = 9) -> Batch:
+    def step(self, tokens: Mapping[int, int | None] | None = None, token: int = 9) -> Batch:
         batch = self.plan()
         self.answer(tokens, token)
         return batch
