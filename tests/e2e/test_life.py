@@ -18,6 +18,8 @@ from serving import Server, serving
 SMALL = ("--kv-cache-memory-bytes", "128M", "--max-model-len", "1024")
 LONG_ANSWER = {"prompt": "Count to a thousand:", "raw": True, "max_tokens": 900, "ignore_eos": True, "temperature": 0}
 SHORT_ANSWER = {"prompt": "Hello", "max_tokens": 4}
+HIDDEN = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+"""What a start that is to fail does not see: the hub and, where there is one, a GPU."""
 
 
 def engine_pids(server: Server) -> list[int]:
@@ -112,11 +114,12 @@ def test_no_engine_outlives_a_killed_server(tmp_path: Path) -> None:
         (("--max-model-len", "99999999"), "99999999"),
         (("--kv-cache-memory-bytes", "900000G"), "free"),
         (("--tensor-parallel-size", "2"), "tensor_parallel_size"),
+        (("--device", "cuda"), "--device cuda: torch sees no usable GPU"),
     ],
 )
 def test_a_start_that_cannot_succeed_ends_with_one_clear_line(flags: tuple[str, ...], said: str) -> None:
     command = [sys.executable, "-m", "octavo.entrypoints.api_server", "--port", "0", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | HIDDEN)
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     assert said in done.stderr.strip().splitlines()[-1]
