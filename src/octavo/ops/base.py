@@ -115,6 +115,22 @@ class BlockWeight:
         return self.values.shape[0], self.values.shape[1] * QUANT_BLOCK
 
 
+@dataclass(frozen=True, slots=True)
+class Float8Weight:
+    """A dense weight [N, K] that is to be held as float8_e4m3fn with a float32 scale a row; the backend makes it so on its device.
+
+    Attributes:
+        dense: all finite.
+    """
+
+    dense: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        return self.dense.shape[0], self.dense.shape[1]
+
+
 class PackedLinear:
     """A weight in a backend's own layout; only that backend's ``linear`` reads it."""
 
@@ -161,8 +177,8 @@ class StepLimits:
 Forward = Callable[[torch.Tensor, AttentionBatch, list[KVLayer]], torch.Tensor]
 """Token ids [T], the step and the pool's layers to final hidden rows [T, H]."""
 
-WeightPart = torch.Tensor | BlockWeight
-"""A weight [n, K] as the checkpoint has it: dense, or in its own precision."""
+WeightPart = torch.Tensor | BlockWeight | Float8Weight
+"""A weight [n, K] as the checkpoint has it: dense, in its own precision, or to become float8 numbers."""
 
 
 class Ops(ABC):

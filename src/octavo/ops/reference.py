@@ -158,6 +158,7 @@ class ReferenceOps(Ops):
 def _dense(part: WeightPart, dtype: torch.dtype) -> torch.Tensor:
     """A weight part as a tensor; blocks are spelled out."""
     if not isinstance(part, BlockWeight):
+        assert isinstance(part, torch.Tensor)
         return part
     values = torch.from_numpy(np.array(part.values))
     if part.bits == 4:

@@ -34,6 +34,7 @@ class PackedFormat:
         minima: whether each block has a minimum besides its scale.
         scale_a_row: one float32 scale a row, instead of a float16 scale for each 32 values of it.
         quantised: at load, from dense values, instead of being taken as it is stored.
+        floats: whether values are float8_e4m3fn, and so are the rows they are multiplied with.
     """
 
     label: str
@@ -41,6 +42,7 @@ class PackedFormat:
     minima: bool = False
     scale_a_row: bool = False
     quantised: bool = False
+    floats: bool = False
 
 
 DENSE = PackedFormat("dense")
@@ -50,6 +52,7 @@ STORED_8 = PackedFormat("8-bit blocks", 8)
 STORED_8_MINIMA = PackedFormat("8-bit blocks with minima", 8, minima=True)
 INT8 = PackedFormat("int8", 8, scale_a_row=True, quantised=True)
 INT4 = PackedFormat("int4", 4, quantised=True)
+FLOAT8 = PackedFormat("fp8", 8, scale_a_row=True, quantised=True, floats=True)
 
 _AS_STORED = {
     "Q4_0": STORED_4,
@@ -142,7 +145,7 @@ def _quantised(stored: StoredTensor, packed: PackedFormat) -> BlockWeight:
     for start in range(0, rows, step):
         piece = slice(start, min(start + step, rows))
         try:
-            part = quantize(stored.dense(torch.float32, piece))
+            part = quantize(stored.dense(torch.float32, piece).cpu())  # dummy ones are made elsewhere
         except ModelLoadError as error:
             raise ModelLoadError(f"tensor {stored.name!r} {error}; it cannot be quantised.") from None
         made = (part.values, part.scales)

@@ -74,6 +74,7 @@ def _fill(weight: _cpu.PackedWeight, part: WeightPart, first: int, team: _cpu.Te
     if isinstance(part, BlockWeight):
         weight.blocks(first, part.values, part.scales, part.minima, part.bits, _is_signed(part), team)
         return
+    assert isinstance(part, torch.Tensor)
     values = part if part.dtype in (torch.float32, torch.bfloat16) else part.float()
     if values.stride(1) != 1:
         values = values.contiguous()

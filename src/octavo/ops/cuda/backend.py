@@ -1,7 +1,7 @@
 """The GPU kernels behind the ``Ops`` interface.
 
 Rows between operations have the compute type, the residual stream is float32, vocabulary scores keep float32's precision. Products of
-dense weights are cuBLAS's, all else is Triton's. Nothing waits for the GPU and nothing is read back from it.
+many rows are cuBLAS's, all else is Triton's. Nothing waits for the GPU and nothing is read back from it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 
 from octavo.ops.base import (
     AttentionBatch,
@@ -26,11 +25,13 @@ from octavo.ops.base import (
 from octavo.ops.cuda.attention_decode import decode_attention
 from octavo.ops.cuda.attention_prefill import prefill_attention
 from octavo.ops.cuda.attention_work import attention_work
-from octavo.ops.cuda.dense_linear import dense_linear
 from octavo.ops.cuda.graphs import DecodeSteps, cuda_capture
 from octavo.ops.cuda.kv import CudaKVLayer, cuda_kv_layers
+from octavo.ops.cuda.linear import StackedWeight, stacked_linear
 from octavo.ops.cuda.norm import add_rms_norm, rms_norm
+from octavo.ops.cuda.quantized_linear import gather_rows
 from octavo.ops.cuda.rotary_cache import rotary_and_cache
+from octavo.ops.cuda.weights import DevicePart, pack
 
 
 class CudaOps(Ops):
@@ -43,6 +44,7 @@ class CudaOps(Ops):
     """
 
     name = "cuda"
+    runs_blocks = True
 
     def __init__(self, device: torch.device, dtype: torch.dtype, graphs: bool = True) -> None:
         super().__init__(device, dtype)
@@ -51,33 +53,24 @@ class CudaOps(Ops):
     # ---- weights -----------------------------------------------------------------------------------------------------
 
     def pack_linear(self, parts: Sequence[WeightPart], bias: torch.Tensor | None = None, gated: bool = False) -> PackedLinear:
-        dense = [cast("torch.Tensor", part).to(self.device, self.dtype) for part in parts]
-        weight = dense[0] if len(dense) == 1 else torch.cat(dense)
-        out_features, in_features = weight.shape
-        return PackedLinear((weight, None if bias is None else bias.to(self.device, self.dtype)), in_features, out_features)
+        packed = StackedWeight(pack(parts, self.dtype, self.device), None if bias is None else bias.to(self.device, self.dtype))
+        return PackedLinear(packed, parts[0].shape[1], packed.out_features)
 
     def linear(self, x: torch.Tensor, weight: PackedLinear) -> torch.Tensor:
-        data, bias = cast("tuple[torch.Tensor, torch.Tensor | None]", weight.data)
-        return dense_linear(x, data, bias, self.dtype)
+        return stacked_linear(x, cast("StackedWeight", weight.data), self.dtype)
 
     def gated_linear(self, x: torch.Tensor, weight: PackedLinear, kind: str) -> torch.Tensor:
-        data, bias = cast("tuple[torch.Tensor, torch.Tensor | None]", weight.data)
-        return dense_linear(x, data, bias, self.dtype, kind)
+        return stacked_linear(x, cast("StackedWeight", weight.data), self.dtype, kind)
 
     def pack_embedding(self, table: WeightPart, head: PackedLinear | None) -> object:
-        if head is not None:
-            return cast("tuple[torch.Tensor, torch.Tensor | None]", head.data)[0]
-        return cast("torch.Tensor", table).to(self.device, self.dtype)
+        parts = pack([table], self.dtype, self.device) if head is None else cast("StackedWeight", head.data).parts
+        return parts[0]
 
     def embedding(self, token_ids: torch.Tensor, table: object, scale: float = 1.0) -> torch.Tensor:
-        rows = F.embedding(token_ids, cast("torch.Tensor", table))
-        if scale != 1.0:
-            rows = rows.mul_(torch.tensor(scale, dtype=rows.dtype).item())
-        return rows.float()
+        return gather_rows(cast("DevicePart", table), token_ids, torch.tensor(scale, dtype=self.dtype).item())
 
     def logits(self, x: torch.Tensor, weight: PackedLinear, softcap: float | None = None) -> torch.Tensor:
-        data, bias = cast("tuple[torch.Tensor, torch.Tensor | None]", weight.data)
-        scores = dense_linear(x, data, bias, torch.float32)
+        scores = stacked_linear(x, cast("StackedWeight", weight.data), torch.float32)
         return scores if softcap is None else scores.div_(softcap).tanh_().mul_(softcap)
 
     # ---- element-wise ------------------------------------------------------------------------------------------------

@@ -15,7 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-KERNEL_FILES: tuple[str, ...] = ("activation", "attention_decode", "attention_prefill", "norm", "rotary_cache", "skinny_linear")
+KERNEL_FILES: tuple[str, ...] = (
+    "activation",
+    "attention_decode",
+    "attention_prefill",
+    "float8_linear",
+    "norm",
+    "quantized_linear",
+    "rotary_cache",
+    "skinny_linear",
+)
 """Modules of this package that have kernels."""
 
 SHARED_BYTES = 227 * 1024
