@@ -92,7 +92,7 @@ class Driver:
         for run in runs:
             self._start(run)
         while any(run.status == "running" for run in runs):
-            time.sleep(0.2)
+            time.sleep(0.5)
             for run in runs:
                 self._look(run)
             self._save()

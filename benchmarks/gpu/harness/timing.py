@@ -52,7 +52,7 @@ class Kernels:
 
     Attributes:
         busy: seconds in which at least one kernel or copy ran.
-        times: seconds by kernel, longest first.
+        times: seconds by kernel, longest first; together more than ``busy`` where kernels begin before others have ended.
         counts: launches by kernel.
     """
 
