@@ -50,8 +50,8 @@ class ModelOptions:
     dtype: str = option("auto", "compute type of weights and activations", choices=("auto", "float32", "bfloat16", "float16"))
     quantization: str = option(
         "auto",
-        "weights in products: auto (a quantised file's stay as stored), none (the compute type), int8, int4 (vocabulary int8)",
-        choices=("auto", "none", "int8", "int4"),
+        "weights in products: auto (a quantised file's stay as stored), none (the compute type), int8, int4 (vocabulary int8), fp8 (GPU)",
+        choices=("auto", "none", "int8", "int4", "fp8"),
     )
     activation_bits: int | None = option(
         None,

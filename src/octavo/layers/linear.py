@@ -8,7 +8,7 @@ import torch
 
 from octavo.ops.base import Ops, WeightPart
 from octavo.quantization.base import WeightSource
-from octavo.quantization.formats import is_vocabulary, load_blocks, resolve
+from octavo.quantization.formats import is_vocabulary, load_packed, resolve
 
 
 class Linear:
@@ -58,7 +58,7 @@ class GatedLinear(Linear):
 
 
 def weight_part(ops: Ops, weights: WeightSource, name: str) -> WeightPart:
-    """A weight as the backend is to have it: in its blocks where there are some and the backend multiplies them, else dense."""
+    """A weight as the backend is to have it: quantised where it is or shall be and the backend multiplies such ones, else dense."""
     stored = weights[name]
-    blocks = load_blocks(stored, resolve(stored.format, weights.quantization, is_vocabulary(name))) if ops.runs_blocks else None
-    return stored.dense(ops.dtype) if blocks is None else blocks
+    packed = load_packed(stored, resolve(stored.format, weights.quantization, is_vocabulary(name))) if ops.runs_blocks else None
+    return stored.dense(ops.dtype) if packed is None else packed

@@ -57,7 +57,7 @@ def open_weights(
         files: what ``hub.resolve`` found.
         config: what ``read_model_config`` made of it.
         load_format: auto, safetensors, gguf or dummy (random weights; only the shape is read).
-        quantization: what layers make of matrices: auto, none, int8 or int4.
+        quantization: what layers make of matrices: auto, none, int8, int4 or fp8.
         device: where dummy weights are made; the CPU when None.
 
     Raises:

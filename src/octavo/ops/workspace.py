@@ -68,15 +68,22 @@ CUDA_LOGITS_ROWS = 256
 """Rows whose logits exist at once on a GPU: the head is read once for so many."""
 
 
-def cuda_workspace(tokens: int, hidden_size: int, intermediate_size: int, qkv_size: int, value_bytes: int) -> int:
+CUDA_SPELLED_OUT_BYTES = 128 * 2**20
+"""What rows of a quantised weight may take at once in the compute type, where many rows are multiplied with them."""
+
+
+def cuda_workspace(tokens: int, hidden_size: int, intermediate_size: int, qkv_size: int, value_bytes: int, quantised: bool = False) -> int:
     """Most bytes that the GPU kernels' temporaries take for a step, logits aside.
 
     Args:
         tokens: most rows of a step.
         qkv_size: columns of a row's queries, keys and values.
         value_bytes: size of a value of the compute type.
+        quantised: whether some weights are.
     """
     # The residual, in float32 and as it comes from the embedding; then what lives at once in a layer's attention or feed-forward part.
     row = 2 * 4 * hidden_size + value_bytes * (2 * hidden_size + max(3 * intermediate_size, 2 * qkv_size))
+    if quantised:  # rows become float8 numbers; their product with such weights is bfloat16 before it is the compute type
+        row += max(hidden_size, intermediate_size) + (4 * intermediate_size if value_bytes == 2 else 0)
     # Decoding steps and chunks do not share memory: the graphs' pool is their own.
-    return 2 * tokens * row + 2 * CUDA_PARTIAL_BYTES
+    return 2 * tokens * row + 2 * CUDA_PARTIAL_BYTES + (CUDA_SPELLED_OUT_BYTES if quantised else 0)

@@ -1,6 +1,6 @@
 """How weights are held for the matrix products: what ``--quantization`` makes of each stored tensor, and what that takes.
 
-Only ``load_blocks`` imports torch, and only when called: the memory plan asks the rest.
+Only ``load_packed`` imports torch, and only when called: the memory plan asks the rest.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from octavo.errors import ModelLoadError
 
 if TYPE_CHECKING:
-    from octavo.ops.base import BlockWeight
+    from octavo.ops.base import BlockWeight, Float8Weight
     from octavo.quantization.base import StoredTensor
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -74,11 +74,13 @@ def resolve(storage: str, quantization: str, is_head_or_embedding: bool) -> Pack
 
     Args:
         storage: ``StoredTensor.format``.
-        quantization: the option: auto (as stored), none (dense), int8, int4.
-        is_head_or_embedding: whether it is the vocabulary's table, which int4 leaves at 8 bits.
+        quantization: the option: auto (as stored), none (dense), int8, int4, fp8.
+        is_head_or_embedding: whether it is the vocabulary's table, which int4 leaves at 8 bits and fp8 dense.
     """
-    if quantization == "none":
+    if quantization == "none" or (quantization == "fp8" and is_head_or_embedding):
         return DENSE
+    if quantization == "fp8":
+        return FLOAT8
     if quantization == "int8" or (quantization == "int4" and is_head_or_embedding):
         return INT8
     if quantization == "int4":
@@ -111,7 +113,7 @@ def _filled(count: int, group: int) -> int:
     return -(-count // group) * group
 
 
-def load_blocks(stored: StoredTensor, packed: PackedFormat) -> BlockWeight | None:
+def load_packed(stored: StoredTensor, packed: PackedFormat) -> BlockWeight | Float8Weight | None:
     """Read a weight in a format.
 
     Args:
@@ -127,7 +129,22 @@ def load_blocks(stored: StoredTensor, packed: PackedFormat) -> BlockWeight | Non
     """
     if packed.bits is None:
         return None
+    if packed.floats:
+        return _to_be_float8(stored)
     return _quantised(stored, packed) if packed.quantised else stored.blocks()
+
+
+def _to_be_float8(stored: StoredTensor) -> Float8Weight:
+    """The weight in a type that holds it exactly; the backend quantises it where it is to lie."""
+    import torch
+
+    from octavo.ops.base import Float8Weight
+
+    dense = stored.dense({"F16": torch.float16, "BF16": torch.bfloat16}.get(stored.format, torch.float32))
+    # A sum that is finite has finite terms alone, and takes no memory; one that is not may have overflowed.
+    if not dense.sum(dtype=torch.float32).isfinite() and not dense.isfinite().all():
+        raise ModelLoadError(f"tensor {stored.name!r} holds values that are not finite; it cannot be quantised.")
+    return Float8Weight(dense)
 
 
 def _quantised(stored: StoredTensor, packed: PackedFormat) -> BlockWeight:

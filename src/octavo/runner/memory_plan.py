@@ -160,11 +160,12 @@ def block_bytes(config: ModelConfig, block_size: int, kv_dtype: str) -> int:
     return (config.kv_values_per_token + 2 * config.num_layers * config.num_kv_heads * KV_SCALE_BYTES) * block_size
 
 
-def activation_bytes(config: ModelConfig, options: EngineOptions, device: Device, dtype: str, context: int) -> int:
+def activation_bytes(config: ModelConfig, options: EngineOptions, device: Device, dtype: str, context: int, quantised: bool = False) -> int:
     """Bytes of a step's temporaries at the token and sequence budgets.
 
     Args:
         context: the longest context: the reference kernels gather it for attention.
+        quantised: whether some weights are.
     """
     tokens, sequences = options.scheduler.max_num_batched_tokens, options.scheduler.max_num_seqs
     heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
@@ -172,7 +173,7 @@ def activation_bytes(config: ModelConfig, options: EngineOptions, device: Device
     kernels = kernels_for(device, dtype)
     if kernels == "cuda":
         logits += min(device.logits_rows, sequences) * config.vocab_size * 4
-        return cuda_workspace(tokens, config.hidden_size, config.intermediate_size, heads, DTYPE_BYTES[dtype]) + logits
+        return cuda_workspace(tokens, config.hidden_size, config.intermediate_size, heads, DTYPE_BYTES[dtype], quantised) + logits
     if kernels == "cpu":
         threads = options.device.threads or usable_cores()
         return cpu_workspace(tokens, config.hidden_size, config.intermediate_size, heads, threads) + logits
@@ -222,7 +223,7 @@ def plan_memory(
         available=available,
         weights=weight_bytes(config, dtype, None if kernels == "reference" else matrices),
         kv_pool=0,
-        activations=activation_bytes(config, options, device, dtype, wanted_len),
+        activations=activation_bytes(config, options, device, dtype, wanted_len, any(packed != DENSE for packed in matrices.values())),
         runtime=device.runtime_bytes,
         num_blocks=0,
         block_size=options.cache.block_size,
@@ -243,6 +244,7 @@ def _refuse_for_reference(options: EngineOptions, dtype: str, kv_dtype: str) -> 
         needs += f" with OCTAVO_CPU_KERNELS={env.cpu_kernels()}"
     if options.model.quantization in ("int8", "int4"):
         raise ConfigError(f"quantization={options.model.quantization} {needs}.")
+    _refuse_float8(options)
     if options.model.activation_bits is not None:
         raise ConfigError(f"activation_bits={options.model.activation_bits} {needs}.")
     if kv_dtype in ("int8", "fp8"):
@@ -251,12 +253,19 @@ def _refuse_for_reference(options: EngineOptions, dtype: str, kv_dtype: str) -> 
 
 def _refuse_for_cpu(options: EngineOptions, kv_dtype: str) -> None:
     """What the CPU's kernels cannot do."""
+    _refuse_float8(options)
     if kv_dtype == "float16":
         raise ConfigError("kv_cache_dtype=float16 needs a GPU or dtype float16; on a CPU use bfloat16, which takes as much, or int8.")
     if kv_dtype == "fp8":
         raise ConfigError("kv_cache_dtype=fp8 needs a GPU; on a CPU use int8, which takes as much.")
     if options.cache.block_size % CPU_SLOT_TILE:
         raise ConfigError(f"block_size={options.cache.block_size}: on a CPU it must be a multiple of {CPU_SLOT_TILE}.")
+
+
+def _refuse_float8(options: EngineOptions) -> None:
+    """What no kernels but the GPU's can do."""
+    if options.model.quantization == "fp8":
+        raise ConfigError("quantization=fp8 needs a GPU; on a CPU use int8, which takes as much.")
 
 
 def _refuse_for_cuda(options: EngineOptions, kv_dtype: str) -> None:

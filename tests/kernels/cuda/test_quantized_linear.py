@@ -6,13 +6,18 @@ import pytest
 import torch
 from drawn_blocks import FORMATS, drawn_blocks, stands_for
 
+from octavo.layers.linear import GatedLinear
+from octavo.models.stored_rows import StoredRows
 from octavo.ops.base import Float8Weight, WeightPart
 from octavo.ops.cuda import quantized_linear, split_sums
+from octavo.ops.cuda.backend import CudaOps
 from octavo.ops.cuda.float8_linear import FUSED_ROWS as FLOAT8_FUSED_ROWS
+from octavo.ops.cuda.float8_linear import _library as float8_products_by_the_library
 from octavo.ops.cuda.float8_linear import float8_linear, float8_rows
 from octavo.ops.cuda.quantized_linear import FUSED_ROWS, gather_rows, linear
 from octavo.ops.cuda.split_sums import row_tile, split_groups
 from octavo.ops.cuda.weights import BlockPart, DevicePart, Float8Part, pack
+from octavo.quantization.base import StoredTensor, WeightSource
 
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 5e-3, torch.float16: 7e-4}
 """Of a result, as a share of what its products' sizes add up to (sums in float32), or of itself."""
@@ -144,7 +149,7 @@ def test_splits_cover_all_groups_once() -> None:
 
 @pytest.mark.parametrize("most", [1, 2 * 32 * 64 * 4])
 def test_a_weight_is_spelled_out_some_rows_at_a_time(most: int, device: torch.device, dtype: torch.dtype, monkeypatch) -> None:
-    monkeypatch.setattr(quantized_linear, "SPELLED_OUT_BYTES", most)
+    monkeypatch.setattr(quantized_linear, "CUDA_SPELLED_OUT_BYTES", most)
     spelled: list[int] = []
     dequantize = quantized_linear.dequantize
 
@@ -243,3 +248,53 @@ def test_where_there_is_no_float8_it_is_spelled_out(device: torch.device, dtype:
     spelled = torch.full((4, 40), torch.nan, device=device)
     float8_linear(x, part, spelled, bias)
     assert (spelled.cpu() - fused).norm() <= 1e-2 * fused.norm()
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("out_features", [64, 70])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_float8_products_by_the_library(kind: torch.dtype, out_features: int, with_bias: bool, device: torch.device) -> None:
+    """Torch has them on a CPU too."""
+    part = packed(Float8Weight(drawn(out_features, 72, seed=1)), torch.bfloat16, device)
+    assert isinstance(part, Float8Part)
+    x8, scales = float8_rows(drawn(9, 72).to(device), part.values.shape[1])
+    bias = drawn(out_features, seed=2).to(device, torch.bfloat16) if with_bias else None
+    expected = (x8.double() * scales[:, None]) @ (part.values.double() * part.scales[:, None]).t()[:, :out_features]
+    expected += 0.0 if bias is None else bias.double()
+    wide = torch.full((9, out_features + 3), torch.nan, dtype=kind, device=device)
+    for out in (wide[:, 1:-2], torch.full((9, out_features), torch.nan, dtype=kind, device=device)):
+        float8_products_by_the_library(x8, scales, part, out, bias)
+        assert ((out.double() - expected).abs() <= 2 * ROUNDING[torch.bfloat16] * (expected.abs() + 1)).all()
+    assert wide[:, 0].isnan().all() and wide[:, -2:].isnan().all()
+
+
+class Source(WeightSource):
+    """Two matrices of a layer."""
+
+    def __init__(self, quantization: str) -> None:
+        self.quantization = quantization
+        self.weights = {f"model.layers.0.{name}.weight": drawn(48, 128, seed=seed) for seed, name in enumerate(("gate", "up"))}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.weights
+
+    def __getitem__(self, name: str) -> StoredTensor:
+        return StoredRows(name, (48, 128), "F32", self.weights[name].view(torch.uint8).view(-1).numpy())
+
+    def names(self) -> list[str]:
+        return list(self.weights)
+
+
+@pytest.mark.parametrize(("quantization", "kind", "loss"), [("int8", BlockPart, 0.02), ("int4", BlockPart, 0.2), ("fp8", Float8Part, 0.08)])
+@pytest.mark.parametrize("rows", [2, FUSED_ROWS + 1])
+def test_a_layer_holds_its_weights_as_asked(
+    quantization: str, kind: type, loss: float, rows: int, device: torch.device, dtype: torch.dtype
+) -> None:
+    ops, source, x = CudaOps(device, dtype), Source(quantization), drawn(rows, 128, seed=9)
+    layer = GatedLinear(ops, source, ["model.layers.0.gate", "model.layers.0.up"], "silu")
+    assert [type(part) for part in layer.packed.data.parts] == [kind]
+    gate, up = (x @ weight.t() for weight in source.weights.values())
+    expected = torch.nn.functional.silu(gate) * up
+    actual = layer(x.to(device, dtype)).float().cpu()
+    assert actual.shape == (rows, 48)
+    assert loss / 20 < (actual - expected).norm() / expected.norm() < loss

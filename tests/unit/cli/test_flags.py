@@ -105,7 +105,7 @@ def test_two_different_models_are_refused():
         (["--kv-cache-memory-bytes", "4Q"], ["--kv-cache-memory-bytes", "4G", "'4Q'"]),
         (["--block-size", "7"], ["--block-size", "8, 16, 32, 64, 128"]),
         (["--dtype", "int3"], ["--dtype", "bfloat16"]),
-        (["--quantization", "awq"], ["--quantization", "auto, none, int8, int4", "'awq'"]),
+        (["--quantization", "awq"], ["--quantization", "auto, none, int8, int4, fp8", "'awq'"]),
         (["--dtype"], ["--dtype", "expected one argument"]),
         (["-tp", "2"], ["tensor_parallel_size=2"]),
         (["--max-num-seqs", "0"], ["max_num_seqs", "at least 1"]),

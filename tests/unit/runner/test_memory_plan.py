@@ -122,6 +122,23 @@ def test_caches_of_eight_bits_are_whole_numbers_on_a_cpu_and_fp8_on_a_gpu() -> N
         gpu_plan(activation_bits=8)
 
 
+def test_float8_weights_are_a_gpus_and_leave_the_vocabulary_dense() -> None:
+    layers = PARAMETERS - TABLE - NORMS
+    rows = 30 * (2 * 576 + 2 * 192 + 2 * 1536 + 576)
+    made = gpu_plan(quantization="fp8")
+    assert made.weights == layers + 4 * rows + 2 * TABLE + 4 * NORMS
+    assert made.weight_formats == "fp8, vocabulary dense; computed in bfloat16"
+    assert gpu_plan(EMBEDDED, quantization="fp8").weights == made.weights
+    for dtype in ("bfloat16", "float16"):  # on C++ kernels and on the reference
+        with pytest.raises(ConfigError, match="quantization=fp8 needs a GPU; on a CPU use int8"):
+            plan(quantization="fp8", dtype=dtype)
+
+
+def test_quantised_weights_need_room_on_a_gpu_to_be_spelled_out() -> None:
+    assert gpu_plan(EMBEDDED).activations >= gpu_plan().activations + 128 * 2**20
+    assert gpu_plan(EMBEDDED, quantization="none").activations == gpu_plan().activations
+
+
 def test_the_pool_takes_a_share_of_what_the_rest_leaves() -> None:
     made = plan(gpu_memory_utilization=0.5)
     left = made.available - made.weights - made.activations - made.runtime

@@ -52,14 +52,20 @@ def float8_linear(x: torch.Tensor, part: Float8Part, out: torch.Tensor, bias: to
     if len(x) <= FUSED_ROWS:
         _fused(x8, scales, part, out, bias)
     elif x.is_cuda:
-        product = torch._scaled_mm(x8, part.values.t(), scales[:, None], part.scales[None, :], out_dtype=torch.bfloat16)
-        product = product[:, : part.out_features]
-        if bias is None:
-            out.copy_(product)
-        else:
-            torch.add(product, bias, out=out)
+        _library(x8, scales, part, out, bias)
     else:
         _spelled_out(x8, scales, part, out, bias)
+
+
+def _library(x8: torch.Tensor, scales: torch.Tensor, part: Float8Part, out: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """Straight into ``out`` where that is all of a bfloat16 tensor as wide as the weight is filled."""
+    fits = out.dtype == torch.bfloat16 and out.is_contiguous() and out.shape[1] == len(part.values)
+    product = out if fits else torch.empty((len(x8), len(part.values)), dtype=torch.bfloat16, device=x8.device)
+    torch._scaled_mm(x8, part.values.t(), scales[:, None], part.scales[None, :], out_dtype=torch.bfloat16, out=product)
+    if bias is not None:
+        torch.add(product[:, : part.out_features], bias, out=out)
+    elif not fits:
+        out.copy_(product[:, : part.out_features])
 
 
 def float8_rows(x: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:

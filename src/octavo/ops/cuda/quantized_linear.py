@@ -33,12 +33,10 @@ from octavo.ops.cuda.launch import early_launch
 from octavo.ops.cuda.split_sums import MOST_ROWS, add_partials, is_last, keep_partials, prefetch, row_tile, split_groups
 from octavo.ops.cuda.variants import Variant
 from octavo.ops.cuda.weights import TILE_ROWS, BlockPart, DensePart, DevicePart, Float8Part, group_blocks
+from octavo.ops.workspace import CUDA_SPELLED_OUT_BYTES
 
 FUSED_ROWS = 128
 """Most rows that are multiplied without spelling the weight out: beyond, each tile's own unpacking costs more than one for all."""
-
-SPELLED_OUT_BYTES = 128 * 2**20
-"""What spelled-out rows of a weight take at once."""
 
 _WARPS = 2
 _STAGES = 4
@@ -142,7 +140,7 @@ def _scale_pointers(part: BlockPart, tile: int) -> tuple[torch.Tensor, torch.Ten
 
 def _spelled_out(x: torch.Tensor, part: BlockPart, out: torch.Tensor, bias: torch.Tensor | None) -> None:
     columns = x.shape[1]
-    step = max(1, SPELLED_OUT_BYTES // (TILE_ROWS * part.in_features * part.dtype.itemsize)) * TILE_ROWS
+    step = max(1, CUDA_SPELLED_OUT_BYTES // (TILE_ROWS * part.in_features * part.dtype.itemsize)) * TILE_ROWS
     for start in range(0, part.out_features, step):
         stop = min(start + step, part.out_features)
         dense = dequantize(part, start, stop)

@@ -39,9 +39,11 @@ _QUANTISED_VALUES = 2**24
 
 @dataclass(frozen=True, slots=True)
 class DensePart:
-    """Attributes:
-    first: its first column in the product of the stacked weight.
-    weight: [N, K] in the compute type.
+    """Rows in the compute type.
+
+    Attributes:
+        first: its first column in the product of the stacked weight.
+        weight: [N, K] in the compute type.
     """
 
     first: int
@@ -68,16 +70,18 @@ class DensePart:
 
 @dataclass(frozen=True, slots=True)
 class BlockPart:
-    """Attributes:
-    first: its first column in the product of the stacked weight.
-    out_features, in_features: N and K, a multiple of 32; x may have fewer columns, which are then followed by zeros.
-    dtype: the compute type.
-    bits: 4 or 8.
-    shift: added to a stored number.
-    values: uint8 (4 bits) or int8 (8 bits) [tiles, blocks, 32, bytes].
-    scales: float16 [tiles, groups, 32, run], or float32 [tiles * 32] for one a row.
-    minima: float16 [tiles, groups, 32, run] or None.
-    counters: int32, zeros between products: how many programs have left their sums.
+    """Rows in blocks of small integers.
+
+    Attributes:
+        first: its first column in the product of the stacked weight.
+        out_features, in_features: N and K, a multiple of 32; x may have fewer columns, which are then followed by zeros.
+        dtype: the compute type.
+        bits: 4 or 8.
+        shift: added to a stored number.
+        values: uint8 (4 bits) or int8 (8 bits) [tiles, blocks, 32, bytes].
+        scales: float16 [tiles, groups, 32, run], or float32 [tiles * 32] for one a row.
+        minima: float16 [tiles, groups, 32, run] or None.
+        counters: int32, zeros between products: how many programs have left their sums.
     """
 
     first: int
@@ -109,13 +113,15 @@ class BlockPart:
 
 @dataclass(frozen=True, slots=True)
 class Float8Part:
-    """Attributes:
-    first: its first column in the product of the stacked weight.
-    out_features, in_features: N and K.
-    dtype: the compute type.
-    values: float8_e4m3fn [N, K], both filled up with zeros to multiples of 16 (N of 32).
-    scales: float32 [filled N].
-    counters: see ``BlockPart``.
+    """Rows of float8 numbers.
+
+    Attributes:
+        first: its first column in the product of the stacked weight.
+        out_features, in_features: N and K.
+        dtype: the compute type.
+        values: float8_e4m3fn [N, K], both filled up with zeros to multiples of 16 (N of 32).
+        scales: float32 [filled N].
+        counters: see ``BlockPart``.
     """
 
     first: int
