@@ -49,14 +49,12 @@ def row_tile(rows: int) -> int:
 
 @triton.jit
 def prefetch(pointer, size):
-    """Ask for ``size`` bytes to be brought to the second-level cache: weights do not depend on the kernel before and need not wait for it.
+    """Ask for the first of ``size`` bytes to be brought to the second-level cache: weights need not wait for the kernel before.
 
-    Must not be interpreted.
+    8 KiB at the most: that of all programs on the GPU together must stay there until it is used. Must not be interpreted.
     """
-    line = tl.arange(0, 64) * 128
-    for start in range(0, size, 64 * 128):
-        address = (pointer + tl.minimum(start + line, size - 1)).to(tl.int64)
-        tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1)
+    address = (pointer + tl.minimum(tl.arange(0, 64) * 128, size - 1)).to(tl.int64)
+    tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
