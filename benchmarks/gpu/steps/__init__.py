@@ -32,6 +32,7 @@ STEPS: tuple[Step, ...] = (
     Step("same_tokens", 120, False, "graphs and eager, overlapped and synchronous: the same tokens"),
     Step("memcheck", 120, False, "compute-sanitizer over a tiny decode and prefill"),
     Step("limits", 40, True, "versions, bandwidth, matrix products"),
+    Step("quantized", 60, True, "products with quantised weights"),
     Step("engine", 120, True, "Llama-3-8B shape: decode and prefill through the engine, kernels of a step"),
     Step("throughput", 150, True, "Llama-3-8B shape: offline throughput"),
     Step("attention", 60, True, "attention kernels alone"),
