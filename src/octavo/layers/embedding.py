@@ -29,7 +29,11 @@ class Embedding:
         self.softcap = softcap
         table = weight_part(ops, weights, EMBEDDING)
         self.head = ops.pack_linear([table if tied else weight_part(ops, weights, HEAD)])
-        self.table = ops.pack_embedding(table, self.head if tied else None)
+        stored = weights[EMBEDDING]
+        if table.shape[1] == stored.shape[1]:
+            self.table = ops.pack_embedding(table, self.head if tied else None)
+        else:  # filled up to whole blocks: good for products, too wide for rows
+            self.table = ops.pack_embedding(stored.dense(ops.dtype), None)
 
     def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:
         """int64 [T] to [T, H]."""

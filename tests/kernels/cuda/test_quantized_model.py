@@ -44,7 +44,7 @@ class Drawn(StoredTensor):
         self.name, self.shape, self.format, self._blocks = name, shape, storage, blocks
 
     def dense(self, dtype: torch.dtype, rows: slice | None = None) -> torch.Tensor:
-        return stands_for(self._blocks)[rows or slice(None)].to(dtype)
+        return stands_for(self._blocks)[rows or slice(None), : self.shape[1]].to(dtype)
 
     def blocks(self, rows: slice | None = None) -> BlockWeight | None:
         assert rows is None
@@ -153,6 +153,18 @@ def test_quantised_at_load(quantization: str, device: torch.device) -> None:
     found = run(CudaOps(device, torch.float32), Changed(loud, quantization))
     assert apart(found, expected) < 1e-5
     assert apart(found, run(ReferenceOps(torch.device("cpu"), torch.float32), Changed(loud))) > 1e-3
+
+
+def test_widths_that_are_no_whole_blocks(device: torch.device) -> None:
+    """Weights are filled up; rows of the token table are not."""
+    config = replace(CONFIG, hidden_size=48, intermediate_size=72)
+    layers = spelled_out("int8")
+
+    def change(stored: StoredTensor) -> StoredTensor:
+        return loud(stored) if stored.name == "model.embed_tokens.weight" else layers(stored)
+
+    expected = run(ReferenceOps(torch.device("cpu"), torch.float32), Changed(change, "none", config))
+    assert apart(run(CudaOps(device, torch.float32), Changed(loud, "int8", config)), expected) < 1e-5
 
 
 def test_float8(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
