@@ -16,8 +16,8 @@ import torch
 
 from octavo.batch import Batch, ScheduledSequence
 from octavo.ops.base import AttentionBatch
+from octavo.ops.transfer import to_device
 from octavo.runner.device_tokens import DeviceTokens, DrawnRows
-from octavo.runner.transfer import to_device
 from octavo.sampling.grammar import Grammars
 from octavo.sampling.state import SequenceState
 

@@ -19,11 +19,11 @@ from octavo.models.loader import open_weights
 from octavo.models.registry import build_model
 from octavo.ops.base import KVShape, StepLimits
 from octavo.ops.select import select_ops
+from octavo.ops.transfer import HostCopy
 from octavo.runner.device import Device
 from octavo.runner.device_tokens import DrawnRows
 from octavo.runner.input_batch import InputBatch, StepInputs
 from octavo.runner.memory_plan import LOGITS_ROWS, MemoryPlan
-from octavo.runner.transfer import HostCopy
 from octavo.sampling.logprobs import prompt_logprobs
 from octavo.sampling.sampler import Sampler
 from octavo.sampling.state import SequenceState

@@ -5,7 +5,6 @@ The interpreter's bfloat16 products are wrong (its numpy has no such type), so t
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
@@ -14,12 +13,11 @@ import torch
 HAS_GPU = torch.cuda.is_available()
 
 
-def _interpret() -> None:
-    """Have kernels interpreted: read when a kernel's file is imported, so before any test does.
+def _mend_interpreter() -> None:
+    """Mend the interpreter, which ``tests/conftest.py`` asks for.
 
-    Triton 3.6's interpreter counts on numpy to turn an array of one value into a number by itself, which numpy 2.4 no longer does.
+    Triton 3.6's counts on numpy to turn an array of one value into a number by itself, which numpy 2.4 no longer does.
     """
-    os.environ["TRITON_INTERPRET"] = "1"
     from triton.runtime import interpreter
 
     patch = interpreter._patch_lang_tensor
@@ -32,7 +30,7 @@ def _interpret() -> None:
 
 
 if not HAS_GPU:
-    _interpret()
+    _mend_interpreter()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Every form of every kernel, compiled for Hopper, which needs no GPU: it fits the shared memory, spills nothing, uses the tensor cores.
+"""Every form of every kernel, compiled for Hopper, which needs no GPU: it fits the memory, spills next to nothing, uses the tensor cores.
 
 The compiler runs in a process of its own for each kernel file: in this one, Triton may be told to interpret kernels.
 """
@@ -17,6 +17,9 @@ import pytest
 
 import octavo.ops.cuda
 from octavo.ops.cuda.variants import KERNEL_FILES, SHARED_BYTES, all_variants
+
+SPILLED_BYTES = 16
+"""Most that a form may spill: the assembler keeps a few bytes a thread in memory where one register more is one program less on a core."""
 
 COMPILE = '''
 import dataclasses, importlib, json, re, sys
@@ -66,7 +69,7 @@ def wrong(found: dict[str, Any]) -> list[str]:
     faults = []
     if found["shared"] > SHARED_BYTES:
         faults.append(f"{name} takes {found['shared']} bytes of shared memory, of which there are {SHARED_BYTES}")
-    if found["spilled"]:
+    if found["spilled"] > SPILLED_BYTES:
         faults.append(f"{name} spills {found['spilled']} bytes a thread")
     if found["tensor_cores"] and not found["matrix_instructions"]:
         faults.append(f"{name} multiplies without the tensor cores")

@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from octavo.ops.base import AttentionBatch, AttentionSpec
 from octavo.ops.cuda.attention_decode import DecodeItems
 from octavo.ops.cuda.attention_plan import DecodeWork, decode_work, prefill_work, split_batch
 from octavo.ops.cuda.attention_prefill import PrefillTiles, prefill_launch
+from octavo.ops.transfer import to_device
 from octavo.ops.workspace import CUDA_PARTIAL_BYTES
 
 
@@ -55,14 +55,6 @@ def new_items(
     shape = (owners.shape[0], spec.num_heads)
     partials = torch.empty((*shape, spec.head_dim), dtype=torch.float32, device=owners.device)
     return DecodeItems(sequences, starts, owners, splits, partials, torch.empty((*shape, 2), dtype=torch.float32, device=owners.device))
-
-
-def to_device(arrays: list[npt.NDArray[np.int32]], device: torch.device) -> list[torch.Tensor]:
-    """Arrays in one copy that the host does not wait for; torch keeps the pinned memory until the copy is done."""
-    packed = torch.from_numpy(np.concatenate(arrays))
-    if device.type == "cuda":
-        packed = packed.pin_memory().to(device, non_blocking=True)
-    return list(torch.split(packed, [len(array) for array in arrays]))
 
 
 def _plan(batch: AttentionBatch, spec: AttentionSpec, dtype: torch.dtype) -> AttentionWork:

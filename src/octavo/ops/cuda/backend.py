@@ -19,6 +19,7 @@ from octavo.ops.base import (
     KVShape,
     Ops,
     PackedLinear,
+    SampleRows,
     StepLimits,
     WeightPart,
 )
@@ -31,6 +32,7 @@ from octavo.ops.cuda.linear import StackedWeight, stacked_linear
 from octavo.ops.cuda.norm import add_rms_norm, rms_norm
 from octavo.ops.cuda.quantized_linear import gather_rows
 from octavo.ops.cuda.rotary_cache import rotary_and_cache
+from octavo.ops.cuda.sampling import sample
 from octavo.ops.cuda.weights import DevicePart, pack
 
 
@@ -45,6 +47,7 @@ class CudaOps(Ops):
 
     name = "cuda"
     runs_blocks = True
+    samples = True
 
     def __init__(self, device: torch.device, dtype: torch.dtype, graphs: bool = True) -> None:
         super().__init__(device, dtype)
@@ -72,6 +75,9 @@ class CudaOps(Ops):
     def logits(self, x: torch.Tensor, weight: PackedLinear, softcap: float | None = None) -> torch.Tensor:
         scores = stacked_linear(x, cast("StackedWeight", weight.data), torch.float32)
         return scores if softcap is None else scores.div_(softcap).tanh_().mul_(softcap)
+
+    def sample(self, logits: torch.Tensor, rows: SampleRows) -> torch.Tensor:
+        return sample(logits, rows)
 
     # ---- element-wise ------------------------------------------------------------------------------------------------
 

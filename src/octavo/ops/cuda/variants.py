@@ -23,6 +23,7 @@ KERNEL_FILES: tuple[str, ...] = (
     "norm",
     "quantized_linear",
     "rotary_cache",
+    "sampling",
     "skinny_linear",
 )
 """Modules of this package that have kernels."""

@@ -16,11 +16,11 @@ import torch
 ALIGNMENT = 64
 """Bytes at which each array of a packed buffer starts: kernels are compiled anew for pointers that are less aligned."""
 
-_TYPES = {"int32": torch.int32, "int64": torch.int64}
+_TYPES = {"int32": torch.int32, "int64": torch.int64, "float32": torch.float32}
 
 
 def to_device(arrays: Sequence[npt.NDArray[Any]], device: torch.device) -> list[torch.Tensor]:
-    """Arrays of int32 or int64 as tensors on the device: views of one buffer, which one copy brings there.
+    """Arrays of int32, int64 or float32 as tensors on the device: views of one buffer, which one copy brings there.
 
     On a CPU they share the arrays' memory.
     """
