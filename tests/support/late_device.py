@@ -2,7 +2,8 @@
 
 ``LateRunner`` queues the device's part of every step, and works the queue off, in order, when it has to: when a result is asked
 for, or when the host samples. Whatever the host does in between, as on a GPU, happens before the device's part. So a token that the
-host used before it can know it, pages or rows that are reused too early, and arrays that change under a step in flight show as wrong tokens.
+host used before it can know it, pages or rows that are reused too early, and arrays that change under a step in flight show as wrong
+tokens.
 """
 
 from __future__ import annotations
