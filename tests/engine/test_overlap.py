@@ -134,6 +134,17 @@ def make_requests(seed: int, count: int, *, simple: bool) -> list[AddRequest]:
     return requests
 
 
+def same(answer: Answer, expected: Answer) -> None:
+    """Logprobs up to rounding: plain torch's products of other batches round in another way."""
+    assert (answer.tokens, answer.finish) == (expected.tokens, expected.finish)
+    for found, wanted in ((answer.logprobs, expected.logprobs), (answer.prompt or [], expected.prompt or [])):
+        assert [(entry and entry.token_ids, entry and entry.rank) for entry in found] == [
+            (entry and entry.token_ids, entry and entry.rank) for entry in wanted
+        ]
+        for entry, other in zip(found, wanted, strict=True):
+            assert (entry and entry.logprobs) == (other and pytest.approx(other.logprobs, abs=1e-4))
+
+
 @pytest.mark.parametrize(("simple", "seed"), [(True, 1), (True, 2), (False, 3), (False, 4)])
 def test_tokens_are_the_same_with_steps_in_flight_and_without(files: ModelFiles, simple: bool, seed: int) -> None:
     requests = make_requests(seed, 40, simple=simple)
@@ -162,7 +173,7 @@ def test_tokens_are_the_same_with_steps_in_flight_and_without(files: ModelFiles,
         if key in overlapped.aborted:
             assert answer.tokens == expected[key].tokens[: len(answer.tokens)]
         else:
-            assert answer == expected[key], key
+            same(answer, expected[key])
 
 
 def test_the_device_samples_what_the_host_would(files: ModelFiles, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,7 @@ def _against_transformers(job: Job) -> None:
     count = 40 if job.dry else 300
     tokens = random_prompts(1, count, int(shape["vocab_size"]), seed=4)[0]
     worst = {}
-    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         oracle.save_pretrained(folder)
         oracle.to(job.device)
         expected = oracle(torch.tensor([tokens], device=job.device)).logits[0].float()
