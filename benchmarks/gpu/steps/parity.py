@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import tempfile
@@ -11,7 +12,9 @@ from xml.etree import ElementTree
 from harness.job import Job
 
 ROOT = Path(__file__).resolve().parents[3]
-WORKERS = 8
+WORKERS = 12
+TO_END = 12.0
+"""Seconds before the step's own end at which tests that still run are interrupted, so that there is a report of the others."""
 
 
 def run(job: Job) -> None:
@@ -26,9 +29,9 @@ def run(job: Job) -> None:
         # Compiling without a GPU is a test for machines that have none.
         command += ["--ignore=tests/kernels/cuda/test_compiled.py", "-n", str(1 if job.dry else WORKERS)]
         command += ["-k", "plan or tiles or norm_reads"] if job.dry else []
-        code = _call(command, job.seconds_left - 2.0)
+        code, interrupted = _call(command, job.seconds_left - TO_END)
         if not report.exists():
-            raise RuntimeError(f"pytest ended with {code} and left no report" if code is not None else "the tests took too long")
+            raise RuntimeError(f"pytest ended with {code} and left no report")
         suites = ElementTree.parse(report).getroot().iter("testsuite")
         cases = [case for suite in suites for case in suite.iter("testcase")]
     skipped = sum(case.find("skipped") is not None for case in cases)
@@ -44,11 +47,19 @@ def run(job: Job) -> None:
         job.row(f"{case.get('name')}: {message[0][:110] if message else 'no message'}")
     if wrong or not cases:
         raise RuntimeError(f"{len(wrong)} of {len(cases)} tests failed")
+    if interrupted:
+        raise RuntimeError(f"interrupted after {len(cases)} tests")
 
 
-def _call(command: list[str], seconds: float) -> int | None:
-    """The exit status; None when the time ran out."""
-    try:
-        return subprocess.run(command, cwd=ROOT, timeout=seconds, check=False).returncode
-    except subprocess.TimeoutExpired:
-        return None
+def _call(command: list[str], seconds: float) -> tuple[int | None, bool]:
+    """The exit status, and whether the time ran out: then pytest is interrupted, upon which it still reports what it has."""
+    with subprocess.Popen(command, cwd=ROOT) as process:
+        try:
+            return process.wait(seconds), False
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+        try:
+            return process.wait(TO_END / 2), True
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return None, True
