@@ -17,7 +17,7 @@ top_p, in order of falling logits for a row with one of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +59,23 @@ class Draw:
         return self.top_k > 0 or self.top_p < 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """How a row's token is drawn from all tokens, until one is allowed.
+
+    Attributes:
+        row: its row of the logits.
+        uniform: the random number in [0, 1) of an attempt.
+        temperature: > 0.
+        allows: whether a token may be drawn.
+    """
+
+    row: int
+    uniform: Callable[[int], float]
+    temperature: float
+    allows: Callable[[int], bool]
+
+
 def draw_tokens(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
     """One token for each draw, from float32 logits [R, V], which are left as they are.
 
@@ -73,6 +90,42 @@ def draw_tokens(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
             values = take_rows(logits, rows, _BLOCK)
             tokens.update(zip(rows, method(values, _weights(values, chunk), chunk), strict=True))
     return [tokens[draw.row] for draw in draws]
+
+
+def draw_allowed(logits: torch.Tensor, trials: Sequence[Trial], tries: int) -> list[int | None]:
+    """For each row the first of a few draws that is allowed; None where none is. The logits are left as they are.
+
+    Such a token is distributed as a draw among the allowed ones is (rejection sampling), and so it is where a draw among those, with
+    a number of its own, takes the place of None.
+
+    Raises:
+        InvalidLogitsError: a row holds NaN or +inf, or nothing but -inf.
+    """
+    trial_of = {trial.row: trial for trial in trials}
+    tokens: dict[int, int | None] = {}
+    for rows in row_chunks(list(trial_of), logits):
+        chunk = [trial_of[row] for row in rows]
+        weights = _weights(take_rows(logits, rows, _BLOCK), [Draw(trial.row, 0.0, trial.temperature) for trial in chunk])
+        blocks = weights.view(len(rows), -1, _BLOCK)
+        ends = _block_sums(weights).cumsum(dim=1).cpu().numpy()
+        for place, trial in enumerate(chunk):
+            tokens[trial.row] = _first_allowed(ends[place], blocks[place], trial, tries)
+    return [tokens[trial.row] for trial in trials]
+
+
+def _first_allowed(ends: npt.NDArray[np.float64], blocks: torch.Tensor, trial: Trial, tries: int) -> int | None:
+    """The first of a row's draws that is allowed.
+
+    Args:
+        ends: float64 [B], cumulative sums of the row's blocks. blocks: float32 [B, _BLOCK], its weights.
+    """
+    for attempt in range(tries):
+        target = math.floor(trial.uniform(attempt) * ends[-1])
+        block = int(ends.searchsorted(target, "right"))
+        token = _within_block(ends, block, blocks[block].cpu().numpy(), target)
+        if trial.allows(token):
+            return token
+    return None
 
 
 def _weights(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
@@ -104,12 +157,13 @@ def _draw_by_id(logits: torch.Tensor, weights: torch.Tensor, draws: Sequence[Dra
     targets = [_target(draw, row[-1]) for draw, row in zip(draws, ends, strict=True)]
     found = [int(row.searchsorted(target, "right")) for row, target in zip(ends, targets, strict=True)]
     inside = blocks[torch.arange(len(found)), torch.tensor(found)].cpu().numpy()
-    tokens = []
-    for row, (block, target) in enumerate(zip(found, targets, strict=True)):
-        start = ends[row, block - 1] if block else 0.0
-        place = (inside[row].cumsum(dtype=np.float64) + start).searchsorted(target, "right")
-        tokens.append(block * _BLOCK + int(place))
-    return tokens
+    return [_within_block(ends[row], block, inside[row], targets[row]) for row, block in enumerate(found)]
+
+
+def _within_block(ends: npt.NDArray[np.float64], block: int, weights: npt.NDArray[np.float32], target: int) -> int:
+    """The token at which a row's cumulative weights exceed ``target``; its block is known, and the weights float32 [_BLOCK] in it."""
+    start = ends[block - 1] if block else 0.0
+    return block * _BLOCK + int((weights.cumsum(dtype=np.float64) + start).searchsorted(target, "right"))
 
 
 def _draw_by_rank(logits: torch.Tensor, weights: torch.Tensor, draws: Sequence[Draw]) -> list[int]:

@@ -5,8 +5,8 @@ GIL; the sampler joins them when the logits are there. A mask depends on the for
 same whatever runs beside them.
 
 Where the model leaves no core free, nothing hides behind it: every microsecond for a mask is taken from the kernels. So there, if the
-request is such that the most likely token will do, that one token is put to the matcher first (half a microsecond), and a mask is
-computed only when it may not come next. The tokens are the same.
+request is such that one token will do if it may come next (the most likely of all, or a draw from all), that one is put to the matcher
+first (half a microsecond), and a mask is computed only when it may not. The tokens are the same.
 
 Where a form starts after a marker (``</think>``), tokens that hold the marker's end and more are forbidden before it: the form
 begins at a token's start.

@@ -29,12 +29,14 @@ def philox4x32(counter: Words4, key: tuple[int, int]) -> Words4:
     return c0, c1, c2, c3
 
 
-def uniform(seed: int, position: int) -> float:
-    """The uniform number in [0, 1) of a sequence at a position, a multiple of 2**-53.
+def uniform(seed: int, position: int, attempt: int = 0) -> float:
+    """A uniform number in [0, 1) of a sequence at a position, a multiple of 2**-53.
 
     Args:
         seed: the sequence's key; its low 64 bits count, so a negative seed is the same as its two's complement.
         position: index of the token to be drawn, counted from the start of the prompt; its low 64 bits count.
+        attempt: each one has a number of its own; its low 32 bits count.
     """
-    high, low, _, _ = philox4x32((position & _WORD, position >> 32 & _WORD, 0, 0), (seed & _WORD, seed >> 32 & _WORD))
+    counter = position & _WORD, position >> 32 & _WORD, attempt & _WORD, 0
+    high, low, _, _ = philox4x32(counter, (seed & _WORD, seed >> 32 & _WORD))
     return ((high << 32 | low) >> 11) * 2.0**-53

@@ -3,7 +3,8 @@
 The order of the steps is vLLM's: form, allowed ids, bad words, min_tokens, logit_bias, penalties; then the most likely token where the
 request is greedy, else temperature, min_p, top_k, top_p and a draw. Log probabilities are those before all of this.
 A row pays only for what its request asks; a batch of plain greedy requests is one argmax. Where such a request has a form, the most
-likely token of all is asked about first: if it may come next, it is the most likely one of those that may.
+likely token of all is asked about first: if it may come next, it is the most likely one of those that may. A form that stands alone is
+asked about a few draws from all tokens first: the first that may come next is as good as a draw from those that may.
 
 A row's token depends on its logits, its request and the sequence's history alone: not on its place or on the other rows.
 """
@@ -18,13 +19,16 @@ import torch
 from octavo.batch import TokenLogprobs
 from octavo.errors import FormFailedError
 from octavo.sampling.constraints import apply_constraints, apply_forms
-from octavo.sampling.filters import Draw, draw_tokens
+from octavo.sampling.filters import Draw, Trial, draw_allowed, draw_tokens
 from octavo.sampling.grammar import fill_masks
 from octavo.sampling.logprobs import token_logprobs
 from octavo.sampling.penalties import apply_penalties
 from octavo.sampling.rows import argmax
 from octavo.sampling.state import SequenceState
 from octavo.sampling.token_mask import Mask
+
+TRIES = 4
+"""Draws from all tokens that are put to a form before its mask is asked for: each costs some ten microseconds, a mask up to 300."""
 
 
 class Sampler:
@@ -57,11 +61,24 @@ class Sampler:
                 found[row] = token, None
         rest = {row: state for row, state in enumerate(states) if row not in found}
         if rest:
-            originals = _edit(logits, rest)
-            tokens = _choose(logits, rest)
+            tokens = _try(logits, rest)
+            left = {row: state for row, state in rest.items() if row not in tokens}
+            originals = _edit(logits, left)
+            tokens |= _choose(logits, left)
             logprobs = _logprobs(logits, rest, tokens, originals)
             found.update((row, (token, logprobs.get(row))) for row, token in tokens.items())
         return [found[row] for row in range(len(states))]
+
+
+def _try(logits: torch.Tensor, states: dict[int, SequenceState]) -> dict[int, int]:
+    """Tokens of rows whose form allows one of the first draws from all tokens."""
+    trials = [
+        Trial(row, state.uniform, state.params.temperature, state.grammar.allows)
+        for row, state in states.items()
+        if state.tried and state.grammar is not None
+    ]
+    drawn = draw_allowed(logits, trials, TRIES) if trials else []
+    return {trial.row: token for trial, token in zip(trials, drawn, strict=True) if token is not None}
 
 
 def _edit(logits: torch.Tensor, states: dict[int, SequenceState]) -> dict[int, torch.Tensor]:
@@ -104,7 +121,8 @@ def _choose(logits: torch.Tensor, states: dict[int, SequenceState]) -> dict[int,
         if not state.greedy:
             params = state.params
             top_k = params.top_k if 0 < params.top_k < logits.shape[1] else 0
-            draws.append(Draw(row, state.uniform(), params.temperature, top_k, params.top_p, params.min_p))
+            number = state.uniform(TRIES if state.tried else 0)  # those before have been tried
+            draws.append(Draw(row, number, params.temperature, top_k, params.top_p, params.min_p))
     tokens.update(zip((draw.row for draw in draws), draw_tokens(logits, draws), strict=True))
     return tokens
 

@@ -28,12 +28,14 @@ class SequenceState:
         grammar: the way through the form of ``structured_outputs``; None where the output is free.
         greedy: whether the most likely token is taken (temperature 0, or top_k 1, which leaves no other).
         plain: greedy, without constraints, penalties and logprobs: one argmax is all it needs, if the form has no objection.
+        tried: drawn, and held to a form that nothing else depends on (filters, constraints, penalties): the sampler tries draws of the
+            whole row before it asks what the form allows.
 
     Raises:
         InvalidRequestError: ``allowed_token_ids`` has no id below ``vocab_size``.
     """
 
-    __slots__ = ("_tokens", "constraints", "counts", "grammar", "greedy", "num_prompt_tokens", "params", "plain", "seed", "seq_id")
+    __slots__ = ("_tokens", "constraints", "counts", "grammar", "greedy", "num_prompt_tokens", "params", "plain", "seed", "seq_id", "tried")
 
     def __init__(self, new: NewSequence, vocab_size: int, grammars: Grammars | None = None) -> None:
         self.seq_id = new.seq_id
@@ -49,14 +51,17 @@ class SequenceState:
             first = 0 if new.params.repetition_penalty != 1.0 else new.num_prompt_tokens
             seen = self.token_ids[first : new.num_prompt_tokens]
             self.counts = TokenCounts(seen[seen < vocab_size], self.output_ids)
-        self.plain = self.greedy and self.constraints is None and self.counts is None and new.params.logprobs is None
+        edited = self.constraints is not None or self.counts is not None
+        self.plain = self.greedy and not edited and new.params.logprobs is None
+        filtered = 0 < new.params.top_k < vocab_size or new.params.top_p < 1.0 or new.params.min_p > 0.0
+        self.tried = new.params.structured_outputs is not None and not (self.greedy or edited or filtered)
         self.grammar = None
         form = new.params.structured_outputs
         if form is not None:
             if grammars is None:
                 raise ValueError("structured_outputs needs the worker's grammars")
             output = new.token_ids[new.num_prompt_tokens :]
-            self.grammar = grammars.state(form, output, ignore_eos=new.params.ignore_eos, guessed=self.plain)
+            self.grammar = grammars.state(form, output, ignore_eos=new.params.ignore_eos, guessed=self.plain or self.tried)
 
     @property
     def token_ids(self) -> npt.NDArray[np.int64]:
@@ -85,6 +90,6 @@ class SequenceState:
         if self.grammar is not None:
             self.grammar.advance(token_id)
 
-    def uniform(self) -> float:
-        """The random number in [0, 1) of this sequence at its ``position``."""
-        return uniform(self.seed, self.position)
+    def uniform(self, attempt: int = 0) -> float:
+        """The random number in [0, 1) of this sequence at its ``position``, for each attempt to draw there another one."""
+        return uniform(self.seed, self.position, attempt)

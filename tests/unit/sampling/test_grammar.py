@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -276,3 +277,43 @@ def test_random_draws_stay_within_the_form(grammars: Grammars) -> None:
         assert chr(token) in "abcd"
         state.append(token)
     assert state.num_output_tokens == 30
+
+
+@pytest.mark.parametrize("cores_free", [True, False])
+@pytest.mark.parametrize("likely", ["within", "without", "beside"])
+def test_draws_among_what_a_form_allows_have_its_distribution(cores_free: bool, likely: str) -> None:
+    """However often the first draws, which are of all tokens, are refused. Chi-square within five standard deviations of its mean."""
+    made = Grammars(cores_free=cores_free)
+    made.learn(Vocabulary(TOKENS, [EOS, 257], [EOS]))
+    logits = torch.randn(WIDTH, generator=torch.Generator().manual_seed(5))
+    within = [ord(letter) for letter in "abcdefgh"]
+    logits[within] += {"within": 9.0, "without": -2.0, "beside": 4.0}[likely]
+    weights = (logits[within].double() / 0.8).softmax(0).numpy()
+    draws, tried = 3000, SamplingParams(temperature=0.8, structured_outputs=StructuredOutputs(regex="[a-h]{9}"))
+    states = [SequenceState(NewSequence(seed, [5], 1, tried, seed=seed), WIDTH, made) for seed in range(draws)]
+    tokens = [token for token, _ in Sampler()(logits.repeat(draws, 1), states)]
+    counts = np.bincount(tokens, minlength=WIDTH)
+    assert counts.sum() == counts[within].sum() == draws
+    chi_square = float(((counts[within] - draws * weights) ** 2 / (draws * weights)).sum())
+    assert chi_square < 7 + 5 * 14**0.5
+
+
+def test_a_draw_within_a_form_depends_on_its_row_alone(grammars: Grammars) -> None:
+    """Not on the rows beside it, on what asks for log probabilities, or on whether masks are computed ahead."""
+    busy = Grammars(cores_free=False)
+    busy.learn(Vocabulary(TOKENS, [EOS, 257], [EOS]))
+    form = StructuredOutputs(regex="[a-z0-9 ]{20}")
+
+    def states(grammars: Grammars, **options: Any) -> list[SequenceState]:
+        made = SamplingParams(temperature=1.5, structured_outputs=form, **options)
+        return [SequenceState(NewSequence(seed, [5], 1, made, seed=seed), WIDTH, grammars) for seed in range(40)]
+
+    logits = torch.randn(40, WIDTH, generator=torch.Generator().manual_seed(6)) * 2
+    together = [token for token, _ in Sampler()(logits.clone(), states(grammars))]
+    assert [Sampler()(logits[row : row + 1].clone(), [state])[0][0] for row, state in enumerate(states(busy))] == together
+    with_logprobs = Sampler()(logits.clone(), states(grammars, logprobs=2))
+    assert [token for token, _ in with_logprobs] == together
+    for row, (token, found) in enumerate(with_logprobs):
+        assert found is not None and found.token_ids[0] == token
+        assert found.logprobs[0] == pytest.approx(float(logits[row].log_softmax(0)[token]), abs=1e-4)
+    assert len(set(together)) > 10

@@ -44,10 +44,11 @@ def test_neighbouring_positions_are_uncorrelated() -> None:
     assert abs(float(np.corrcoef(draws[:-1], draws[1:])[0, 1])) < 5 / 50_000**0.5
 
 
-def test_uniform_stays_below_one_and_depends_on_every_bit_of_seed_and_position() -> None:
+def test_uniform_stays_below_one_and_depends_on_every_bit_of_what_it_is_given() -> None:
     base = uniform(0, 0)
     others = [uniform(1 << bit, 0) for bit in range(64)] + [uniform(0, 1 << bit) for bit in range(64)]
-    assert len({base, *others}) == 129
+    others += [uniform(0, 0, 1 << bit) for bit in range(32)]
+    assert len({base, *others}) == 161
     assert all(0.0 <= value < 1.0 for value in others)
 
 
