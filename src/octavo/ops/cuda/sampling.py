@@ -171,6 +171,19 @@ def _search(logits_ptr, largest, factor, bar, wanted, BY_WEIGHT: tl.constexpr, V
     return found
 
 
+@triton.jit
+def _around(logits_ptr, largest, factor, bar, cut, VOCAB: tl.constexpr, CHUNK: tl.constexpr):
+    """Of a row: the weight above a cut, the weight at it, and how many tokens are at it."""
+    steps = tl.arange(0, 16)
+    bounds = cut + tl.where(steps == 0, 1, 0).to(tl.int64)
+    weights = _reaches(logits_ptr, largest, factor, bar, bounds, True, VOCAB, CHUNK)
+    counts = _reaches(logits_ptr, largest, factor, bar, bounds, False, VOCAB, CHUNK)
+    above = tl.sum(tl.where(steps == 0, weights, 0.0), 0)
+    level = tl.sum(tl.where(steps == 1, weights, 0.0), 0) - above
+    number = tl.sum(tl.where(steps == 1, counts, 0.0), 0) - tl.sum(tl.where(steps == 0, counts, 0.0), 0)
+    return above, level, number
+
+
 @triton.jit(do_not_specialize=["runs"])
 def _cut_kernel(
     logits_ptr,
@@ -204,24 +217,13 @@ def _cut_kernel(
             above = tl.max(_reaches(row_ptr, largest, factor, bar, cut + 1 + (steps * 0).to(tl.int64), False, VOCAB, CHUNK), 0)
             ties = top_k - above.to(tl.int32)
         if top_p < 1.0:
-            # Weights above the cut, at the cut or above, and of one token at the cut.
-            bounds = cut + tl.where(steps == 0, 1, 0).to(tl.int64)
-            weights = _reaches(row_ptr, largest, factor, bar, bounds, True, VOCAB, CHUNK)
-            counts = _reaches(row_ptr, largest, factor, bar, bounds, False, VOCAB, CHUNK)
-            above = tl.sum(tl.where(steps == 0, weights, 0.0), 0)
-            level = tl.sum(tl.where(steps == 1, weights, 0.0), 0) - above
-            number = tl.sum(tl.where(steps == 1, counts, 0.0), 0) - tl.sum(tl.where(steps == 0, counts, 0.0), 0)
+            above, level, number = _around(row_ptr, largest, factor, bar, cut, VOCAB, CHUNK)
             total = above + level * tl.minimum(ties.to(tl.float64), number) / tl.maximum(number, 1.0)
             wanted = top_p.to(tl.float64) * total
             if above >= wanted:
                 cut = _search(row_ptr, largest, factor, bar, wanted, True, VOCAB, CHUNK)
                 ties = tl.cast(2147483647, tl.int32)
-            bounds = cut + tl.where(steps == 0, 1, 0).to(tl.int64)
-            weights = _reaches(row_ptr, largest, factor, bar, bounds, True, VOCAB, CHUNK)
-            counts = _reaches(row_ptr, largest, factor, bar, bounds, False, VOCAB, CHUNK)
-            above = tl.sum(tl.where(steps == 0, weights, 0.0), 0)
-            level = tl.sum(tl.where(steps == 1, weights, 0.0), 0) - above
-            number = tl.sum(tl.where(steps == 1, counts, 0.0), 0) - tl.sum(tl.where(steps == 0, counts, 0.0), 0)
+            above, level, number = _around(row_ptr, largest, factor, bar, cut, VOCAB, CHUNK)
             each = level / tl.maximum(number, 1.0)
             if (each > 0.0) & (cut > 0):
                 needed = tl.maximum(tl.ceil((wanted - above) / each), 1.0)
