@@ -101,6 +101,7 @@ class DeviceOptions:
     threads: int | None = option(None, "CPU threads of the model; the usable cores when omitted", kind=int)
     tensor_parallel_size: int = option(1, "ranks that share each layer (only 1 yet)", flags=("-tp",))
     pipeline_parallel_size: int = option(1, "ranks that share the layers (only 1 yet)", flags=("-pp",))
+    data_parallel_size: int = option(1, "engines side by side in one server, each with the whole model", flags=("-dp",))
     enforce_eager: bool = option(False, "never capture decoding steps as CUDA graphs (a CPU has none)")
 
 
@@ -188,6 +189,7 @@ def check(options: EngineOptions) -> None:
         ("max_num_batched_tokens", scheduler.max_num_batched_tokens),
         ("max_num_queued_reqs", scheduler.max_num_queued_reqs),
         ("threads", device.threads),
+        ("data_parallel_size", device.data_parallel_size),
     ):
         if value is not None and value < 1:
             raise ConfigError(f"{name} must be at least 1; got {value}.")
