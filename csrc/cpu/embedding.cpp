@@ -1,5 +1,6 @@
 // Token rows out of a packed table: a tied model keeps one copy, laid out for the product that scores the vocabulary.
 //
+// A table may be a rank's share of the vocabulary; tokens that it does not hold are zeros, which the ranks' sum leaves out.
 // A token is a column of its panel; each thread takes its share of the tokens and walks down their columns.
 #include "kernels.h"
 #include "simd.h"
@@ -64,7 +65,12 @@ void embedding(const EmbeddingOp& op, const Step& step, Worker& worker) {
     const PackedWeight& table = *op.table;
     const Span mine = share_of(step.tokens, worker.id, worker.count);
     for (int t = mine.first; t < mine.last; t++) {
-        const int column = int(step.token_ids[t]);
+        const int64_t row = step.token_ids[t] - op.first;
+        if (row < 0 || row >= table.n) {
+            std::memset(op.output + t * op.output_stride, 0, size_t(table.k) * sizeof(float));
+            continue;
+        }
+        const int column = int(row);
         const uint8_t* panel = table.data + size_t(column / PANEL) * table.panel_bytes;
         float* out = op.output + t * op.output_stride;
         if (is_dense(table.format)) dense_row(table, panel, column % PANEL, op.scale, out);

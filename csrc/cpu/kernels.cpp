@@ -15,6 +15,7 @@ constexpr bool HAS_AMX = false;
 #endif
 
 extern const Kernels kernels;
-const Kernels kernels = {OCTAVO_NAME_OF(OCTAVO_ISA), HAS_AMX, embedding, linear, norm, add, gated, rotary_cache, attention};
+const Kernels kernels = {OCTAVO_NAME_OF(OCTAVO_ISA), HAS_AMX, embedding, stage_input, linear, norm, add, gated, rotary_cache,
+                         attention, all_reduce};
 
 }  // namespace octavo::OCTAVO_ISA

@@ -15,11 +15,13 @@ void prepare_row(const float* input, int width, const Norm& norm, const PackedWe
 void normalise_row(const float* input, int width, const Norm& norm, float* output);
 
 void embedding(const EmbeddingOp&, const Step&, Worker&);      // embedding.cpp
+void stage_input(const StageInputOp&, const Step&, Worker&);   // rows.cpp
 void linear(const LinearOp&, const Step&, Worker&);            // linear.cpp
 void norm(const NormOp&, const Step&, Worker&);                // rows.cpp
 void add(const AddOp&, const Step&, Worker&);                  // rows.cpp
 void gated(const GatedOp&, const Step&, Worker&);              // rows.cpp
 void rotary_cache(const RotaryCacheOp&, const Step&, Worker&); // rotary.cpp
 void attention(const AttentionOp&, const Step&, Worker&);      // attention.cpp
+void all_reduce(const AllReduceOp&, const Step&, Worker&);     // all_reduce.cpp
 
 }  // namespace octavo::OCTAVO_ISA

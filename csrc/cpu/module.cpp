@@ -14,6 +14,7 @@
 #include "operand.h"
 #include "pack.h"
 #include "program.h"
+#include "shared_group.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -116,6 +117,21 @@ class Packed {
     std::vector<float> bias_;
 };
 
+// Ranks that are not all on this host: a Python function sums their rows in place.
+class ElsewhereGroup {
+  public:
+    explicit ElsewhereGroup(nb::callable reduce) : reduce_(std::move(reduce)) {}
+
+    // On the program's first thread, which holds no GIL. The function may not raise: the team's other threads wait for its end.
+    static void reduce(void* self, float* rows, int64_t floats) noexcept {
+        nb::gil_scoped_acquire acquired;
+        static_cast<ElsewhereGroup*>(self)->reduce_(reinterpret_cast<uintptr_t>(rows), floats);
+    }
+
+  private:
+    nb::callable reduce_;
+};
+
 Norm norm_of(uintptr_t weight, float eps, bool plus_one) { return {at<const float>(weight), eps, plus_one ? 1.0f : 0.0f}; }
 
 LayerCache cache_of(const std::vector<int64_t>& addresses, const std::string& type, int kv_heads, int head_dim, int block_size) {
@@ -132,7 +148,7 @@ LayerCache cache_of(const std::vector<int64_t>& addresses, const std::string& ty
     return cache;
 }
 
-const char* const OP_NAMES[] = {"embedding", "linear", "norm", "add", "gated", "rotary_cache", "attention"};
+const char* const OP_NAMES[] = {"embedding", "linear", "norm", "add", "gated", "rotary_cache", "attention", "stage_input", "all_reduce"};
 
 }  // namespace
 
@@ -154,13 +170,27 @@ NB_MODULE(_cpu, m) {
         .def_prop_ro("columns", [](const Packed& p) { return p.weight().k; })
         .def_prop_ro("bytes", [](const Packed& p) { return p.weight().bytes(); });
 
+    nb::class_<SharedGroup>(m, "SharedGroup", "Ranks on this host that exchange rows through shared memory.")
+        .def("__init__", [](SharedGroup* self, uintptr_t memory, int rank, int size, size_t slot_floats) {
+            new (self) SharedGroup(at<uint8_t>(memory), rank, size, slot_floats);
+        }, "memory"_a, "rank"_a, "size"_a, "slot_floats"_a)
+        .def_static("bytes", &SharedGroup::bytes, "size"_a, "slot_floats"_a, "Of zeroed memory that the ranks share.")
+        .def("gather", [](SharedGroup& group, uintptr_t part, int rows, const std::vector<int>& widths, uintptr_t output) {
+            if (int(widths.size()) != group.size()) throw std::invalid_argument("a gathering needs one width a rank");
+            nb::gil_scoped_release release;
+            group.gather(at<const float>(part), rows, widths.data(), at<float>(output));
+        }, "part"_a, "rows"_a, "widths"_a, "output"_a, "Rows of all ranks side by side on rank 0; output is 0 elsewhere.");
+
+    nb::class_<ElsewhereGroup>(m, "ElsewhereGroup", "Ranks that are not all on this host: reduce(address, floats) sums their rows in place.")
+        .def(nb::init<nb::callable>(), "reduce"_a);
+
     nb::class_<Program>(m, "Program", "Operations in order, run for any number of rows.")
         .def("__init__", [](Program* self, Team& team, const std::string& kernels, int max_rows) {
             new (self) Program(team, kernels_named(kernels), max_rows);
         }, "team"_a, "kernels"_a, "max_rows"_a, nb::keep_alive<1, 2>())
-        .def("embedding", [](Program& p, const Packed& table, float scale, uintptr_t output, int64_t output_stride) {
-            p.append(EmbeddingOp{&table.weight(), scale, at<float>(output), output_stride});
-        }, "table"_a, "scale"_a, "output"_a, "output_stride"_a, nb::keep_alive<1, 2>())
+        .def("embedding", [](Program& p, const Packed& table, int first, float scale, uintptr_t output, int64_t output_stride) {
+            p.append(EmbeddingOp{&table.weight(), first, scale, at<float>(output), output_stride});
+        }, "table"_a, "first"_a, "scale"_a, "output"_a, "output_stride"_a, nb::keep_alive<1, 2>())
         .def("linear", [](Program& p, uintptr_t input, int64_t input_stride, uintptr_t norm, float eps, bool plus_one, const Packed& weight,
                           const std::string& activation, bool add, uintptr_t output, int64_t output_stride, float softcap) {
             if (needs_amx(weight.weight().format) && !p.has_amx()) throw std::invalid_argument("only the kernels for AMX take weights of this format");
@@ -192,13 +222,28 @@ NB_MODULE(_cpu, m) {
                                  cache_of(cache, type, kv_heads, head_dim, block_size)});
         }, "q"_a, "q_stride"_a, "output"_a, "output_stride"_a, "heads"_a, "scale"_a, "window"_a, "softcap"_a, "cache"_a, "cache_type"_a, "kv_heads"_a,
            "head_dim"_a, "block_size"_a)
+        .def("stage_input", [](Program& p, uintptr_t output, int64_t output_stride, int width) {
+            p.append(StageInputOp{at<float>(output), output_stride, width});
+        }, "output"_a, "output_stride"_a, "width"_a)
+        .def("all_reduce", [](Program& p, uintptr_t input, int64_t input_stride, uintptr_t output, int64_t output_stride, int width, bool add,
+                              SharedGroup& group) {
+            if (size_t(width) > group.slot_floats()) throw std::invalid_argument("rows are wider than the group's slots");
+            p.append(AllReduceOp{at<float>(input), input_stride, at<float>(output), output_stride, width, add, &group, nullptr, nullptr});
+        }, "input"_a, "input_stride"_a, "output"_a, "output_stride"_a, "width"_a, "add"_a, "group"_a, nb::keep_alive<1, 8>())
+        .def("all_reduce", [](Program& p, uintptr_t input, int64_t input_stride, uintptr_t output, int64_t output_stride, int width, bool add,
+                              ElsewhereGroup& group) {
+            if (input_stride != width) throw std::invalid_argument("rows that are summed elsewhere must lie side by side");
+            p.append(AllReduceOp{at<float>(input), input_stride, at<float>(output), output_stride, width, add, nullptr, ElsewhereGroup::reduce, &group});
+        }, "input"_a, "input_stride"_a, "output"_a, "output_stride"_a, "width"_a, "add"_a, "group"_a, nb::keep_alive<1, 8>())
         .def("set_result", [](Program& p, uintptr_t rows, int width) { p.set_result(at<const float>(rows), width); }, "rows"_a, "width"_a)
-        .def("run", [](Program& p, int tokens, uintptr_t token_ids, uintptr_t positions, uintptr_t slots, int sequences, uintptr_t query_starts,
+        .def("run", [](Program& p, int tokens, uintptr_t token_ids, uintptr_t input, int64_t input_width, uintptr_t positions, uintptr_t slots, int sequences, uintptr_t query_starts,
                        uintptr_t context_lens, uintptr_t block_tables, int64_t table_stride, int block_size, uintptr_t output) {
             Step step;
             step.tokens = tokens;
             step.sequences = sequences;
             step.token_ids = at<const int64_t>(token_ids);
+            step.input = at<const float>(input);
+            step.input_width = input_width;
             step.positions = at<const int64_t>(positions);
             step.slots = at<const int64_t>(slots);
             step.query_starts = at<const int32_t>(query_starts);
@@ -208,7 +253,7 @@ NB_MODULE(_cpu, m) {
             step.block_size = block_size;
             nb::gil_scoped_release release;
             p.run(step, at<float>(output));
-        }, "tokens"_a, "token_ids"_a = 0, "positions"_a = 0, "slots"_a = 0, "sequences"_a = 0, "query_starts"_a = 0, "context_lens"_a = 0,
+        }, "tokens"_a, "token_ids"_a = 0, "input"_a = 0, "input_width"_a = 0, "positions"_a = 0, "slots"_a = 0, "sequences"_a = 0, "query_starts"_a = 0, "context_lens"_a = 0,
            "block_tables"_a = 0, "table_stride"_a = 0, "block_size"_a = 16, "output"_a = 0)
         .def("profile", [](Program& p, bool on) {
             const Profile taken = p.take_profile();

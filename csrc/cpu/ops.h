@@ -11,6 +11,7 @@
 namespace octavo {
 
 struct PackedWeight;  // packed_weight.h
+class SharedGroup;    // shared_group.h
 
 // RMSNorm of rows: x / sqrt(mean(x^2) + eps) * (weight + plus_one).
 struct Norm {
@@ -21,11 +22,18 @@ struct Norm {
 
 enum class Activation : int { NONE, SILU, GELU_TANH };
 
-struct EmbeddingOp {  // output[t] = row token_ids[t] of the table, times scale
+struct EmbeddingOp {  // output[t] = row token_ids[t] - first of the table, times scale; zeros where it has no such row
     const PackedWeight* table = nullptr;
+    int first = 0;
     float scale = 1;
     float* output = nullptr;
     int64_t output_stride = 0;
+};
+
+struct StageInputOp {  // output[t] = the step's input[t]: what an earlier pipeline stage made of the token
+    float* output = nullptr;
+    int64_t output_stride = 0;
+    int width = 0;
 };
 
 struct LinearOp {  // output[t] (+)= act(norm(input[t]) W^T + b)
@@ -66,6 +74,18 @@ struct GatedOp {  // output[t] = act(input[t][0 : width]) * input[t][width : 2 w
     float* output = nullptr;
     int64_t output_stride = 0;
     int width = 0;
+};
+
+struct AllReduceOp {  // output[t] (+)= the sum of all ranks' input[t], in the ranks' order
+    float* input = nullptr;  // may be overwritten
+    int64_t input_stride = 0;
+    float* output = nullptr;
+    int64_t output_stride = 0;
+    int width = 0;
+    bool add = false;
+    SharedGroup* group = nullptr;  // the ranks, where all are on this host
+    void (*reduce)(void* argument, float* rows, int64_t floats) = nullptr;  // else who sums them in place; rows lie side by side
+    void* argument = nullptr;
 };
 
 enum class CacheType : int { F32, BF16, INT8 };
@@ -129,12 +149,14 @@ struct Kernels {
     const char* name;  // "amx", "avx512_bf16", "avx512", "avx2", "scalar"
     bool has_amx;      // whether linear takes the formats that need it
     void (*embedding)(const EmbeddingOp&, const Step&, Worker&);
+    void (*stage_input)(const StageInputOp&, const Step&, Worker&);
     void (*linear)(const LinearOp&, const Step&, Worker&);
     void (*norm)(const NormOp&, const Step&, Worker&);
     void (*add)(const AddOp&, const Step&, Worker&);
     void (*gated)(const GatedOp&, const Step&, Worker&);
     void (*rotary_cache)(const RotaryCacheOp&, const Step&, Worker&);
     void (*attention)(const AttentionOp&, const Step&, Worker&);
+    void (*all_reduce)(const AllReduceOp&, const Step&, Worker&);
 };
 
 }  // namespace octavo

@@ -39,7 +39,8 @@ void Program::run(const Step& step, float* output) {
         while (step.query_starts[sequence + 1] <= first) sequence++;
         Step piece = step;
         piece.tokens = last - first;
-        piece.token_ids += first;
+        if (piece.token_ids) piece.token_ids += first;
+        if (piece.input) piece.input += int64_t(first) * piece.input_width;
         piece.positions += first;
         piece.slots += first;
         piece.block_tables += sequence * step.table_stride;
@@ -102,7 +103,9 @@ void Program::call(const Op& op, const Step& step, Worker& worker) const {
         case 3: kernels_.add(*std::get_if<AddOp>(&op), step, worker); break;
         case 4: kernels_.gated(*std::get_if<GatedOp>(&op), step, worker); break;
         case 5: kernels_.rotary_cache(*std::get_if<RotaryCacheOp>(&op), step, worker); break;
-        default: kernels_.attention(*std::get_if<AttentionOp>(&op), step, worker);
+        case 6: kernels_.attention(*std::get_if<AttentionOp>(&op), step, worker); break;
+        case 7: kernels_.stage_input(*std::get_if<StageInputOp>(&op), step, worker); break;
+        default: kernels_.all_reduce(*std::get_if<AllReduceOp>(&op), step, worker);
     }
 }
 

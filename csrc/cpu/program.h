@@ -13,7 +13,7 @@
 
 namespace octavo {
 
-using Op = std::variant<EmbeddingOp, LinearOp, NormOp, AddOp, GatedOp, RotaryCacheOp, AttentionOp>;
+using Op = std::variant<EmbeddingOp, LinearOp, NormOp, AddOp, GatedOp, RotaryCacheOp, AttentionOp, StageInputOp, AllReduceOp>;
 
 // The cycles that one kind of operation took on the first thread, waiting for the others included.
 struct Profile {

@@ -13,6 +13,8 @@ struct Step {
     int tokens = 0;
     int sequences = 0;
     const int64_t* token_ids = nullptr;     // [tokens]
+    const float* input = nullptr;           // [tokens, input_width], for programs that begin with rows instead of token ids
+    int64_t input_width = 0;
     const int64_t* positions = nullptr;     // [tokens]
     const int64_t* slots = nullptr;         // [tokens]
     const int32_t* query_starts = nullptr;  // [sequences + 1]

@@ -88,6 +88,7 @@ class PagedModel:
         batch = on_device(attention_batch(tables, cached, counts, self.block_size), self.device)
         ids = torch.tensor([token for name in names for token in tokens[name]], device=self.device)
         logits = self.model.logits(self.forward(ids, batch))
+        assert logits is not None
         for name in names:
             self.cached[name] += len(tokens[name])
         return dict(zip(names, logits.split(counts), strict=True))

@@ -222,8 +222,10 @@ def _compared(ours: _Side, reference: _Side, windows: Sequence[list[int]]) -> Qu
             next_ids = torch.tensor(tokens[1:], device=left.device)
             for begin in range(0, len(next_ids), LOGITS_ROWS):
                 rows = slice(begin, min(begin + LOGITS_ROWS, len(next_ids)))
-                scores = heads[0].logits(left[rows]), heads[1].logits(right[rows]), next_ids[rows]
-                parts += map(compare_rows, *(torch.split(part, _COMPARED_ROWS) for part in scores))
+                first, second = heads[0].logits(left[rows]), heads[1].logits(right[rows])
+                assert first is not None and second is not None
+                pieces = (torch.split(part, _COMPARED_ROWS) for part in (first, second, next_ids[rows]))
+                parts += map(compare_rows, *pieces)
     kl = torch.cat([part.kl for part in parts]).tolist()
     return Quality(
         compared=f"{ours.plan.weight_formats}; KV cache {ours.plan.kv_dtype}",

@@ -15,6 +15,8 @@ from octavo.quantization.base import WeightSource
 class Attention:
     """Grouped-query attention with rotary positions; query, key and value are one product.
 
+    The ranks of ``ops.group`` each have some of the heads, and sum what their heads put out.
+
     Args:
         prefix: of the tensor names, such as ``model.layers.0.self_attn``.
         qkv: the names of query, key and value, or the one name of a tensor that holds all three.
@@ -50,4 +52,4 @@ class Attention:
         if self.norms is not None:
             q, k = self.norms[0](q), self.norms[1](k)
         q = self.ops.rotary_and_cache(q, k, v, self.cos_sin, batch, kv)
-        return self.output(self.ops.paged_attention(q, batch, kv, self.spec).flatten(1))
+        return self.ops.all_reduce(self.output(self.ops.paged_attention(q, batch, kv, self.spec).flatten(1)))

@@ -13,6 +13,7 @@ from octavo.layers.mlp import GatedMLP
 from octavo.layers.norm import RMSNorm
 from octavo.layers.rotary import rotary_table
 from octavo.models.config import ModelConfig
+from octavo.models.sharding import Shard
 from octavo.ops.base import AttentionBatch, AttentionSpec, KVLayer, Ops
 from octavo.quantization.base import WeightSource
 
@@ -51,8 +52,10 @@ class Model:
 
     Args:
         block: the family's layer.
+        config: of the whole model, or of a rank's part (``Shard.local``).
         max_model_len: positions the rotary tables have.
         progress: told the fraction loaded after each layer.
+        shard: the rank's part; None for the whole model.
 
     Attributes:
         ops: the kernels it runs on.
@@ -69,10 +72,15 @@ class Model:
         max_model_len: int,
         block: type[Block],
         progress: Callable[[float], None],
+        shard: Shard | None = None,
     ) -> None:
         self.config = config
         self.ops = ops
-        self.embedding = Embedding(ops, weights, config.tie_word_embeddings, config.embedding_scale, config.logit_softcap)
+        self.is_first, self.is_last = shard is None or shard.is_first, shard is None or shard.is_last
+        ends = self.is_first, self.is_last, None if shard is None else shard.vocabularies
+        self.embedding: Embedding | None = None
+        if self.is_first or self.is_last:
+            self.embedding = Embedding(ops, weights, config.tie_word_embeddings, config.embedding_scale, config.logit_softcap, *ends)
         parts = config.num_layers + 1
         progress(1 / parts)
         table = rotary_table(config.rotary, config.max_position_embeddings, max_model_len).to(ops.device)
@@ -83,27 +91,29 @@ class Model:
         for index, window in enumerate(config.windows):
             self.blocks.append(block(config, weights, ops, index, table if window is None else local))
             progress((index + 2) / parts)
-        self.norm = RMSNorm(ops, weights, "model.norm", config.norm_eps, config.norm_plus_one)
+        self.norm = RMSNorm(ops, weights, "model.norm", config.norm_eps, config.norm_plus_one) if self.is_last else None
 
-    def forward(self, token_ids: torch.Tensor, batch: AttentionBatch, kv: list[KVLayer]) -> torch.Tensor:
+    def forward(self, start: torch.Tensor, batch: AttentionBatch, kv: list[KVLayer]) -> torch.Tensor:
         """Run one step and write its keys and values to the pool.
 
         Args:
-            token_ids: int64 [T].
+            start: the tokens, int64 [T]; in all stages of a pipeline but the first, what the stage before returned.
             batch: the step's geometry.
             kv: the pool's views, one a layer.
 
         Returns:
-            [T, H], the final norm applied.
+            [T, H], the final norm applied; in all stages but the last, the residual stream for the next, float32 [T, H].
         """
-        hidden, residual = self.embedding(token_ids), None
+        hidden = self.embedding(start) if self.is_first and self.embedding is not None else self.ops.stage_input(start)
+        residual = None
         for block, layer in zip(self.blocks, kv, strict=True):
             hidden, residual = block(hidden, residual, batch, layer)
         assert residual is not None
-        return self.norm.add(hidden, residual)[0]
+        return self.ops.add(hidden, residual) if self.norm is None else self.norm.add(hidden, residual)[0]
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Vocabulary scores of rows [R, H] of ``forward``'s result: float32 [R, V]."""
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor | None:
+        """Vocabulary scores of rows [R, H] of the last stage's result: float32 [R, V] on its first rank, None on the others."""
+        assert self.embedding is not None, "a stage that does not score the vocabulary was asked to"
         return self.embedding.logits(hidden)
 
 

@@ -75,7 +75,7 @@ class _DummyTensor(StoredTensor):
         self._row_values = shape[1] if len(shape) > 1 else 1
         self._start = int.from_bytes(hashlib.sha256(f"{name}:{shape}".encode()).digest()[:8], "little") % _NOISE_VALUES
 
-    def dense(self, dtype: torch.dtype, rows: slice | None = None) -> torch.Tensor:
+    def dense(self, dtype: torch.dtype, rows: slice | None = None, columns: slice | None = None) -> torch.Tensor:
         """See ``StoredTensor.dense``; the values are on the source's device."""
         start, stop, step = (rows or slice(None)).indices(self.shape[0])
         wanted = range(start, stop, step)
@@ -85,4 +85,6 @@ class _DummyTensor(StoredTensor):
         if self._mean:
             values += self._mean
         made = values.view(count, *self.shape[1:])
-        return made if step == 1 else made[torch.tensor(wanted, device=made.device) - first]
+        if step != 1:
+            made = made[torch.tensor(wanted, device=made.device) - first]
+        return made if columns is None else made[:, columns].contiguous()

@@ -14,6 +14,8 @@ from octavo.models.expected_tensors import expected_tensors
 from octavo.models.gguf_config import read_gguf_config, read_gguf_generation_config
 from octavo.models.hf_config import read_hf_config, read_hf_generation_config
 from octavo.models.hub import ModelFiles
+from octavo.models.sharded_source import ShardedSource
+from octavo.models.sharding import Shard
 from octavo.quantization.gguf import open_gguf
 
 if TYPE_CHECKING:
@@ -49,7 +51,12 @@ def read_generation_config(files: ModelFiles) -> dict[str, Any]:
 
 
 def open_weights(
-    files: ModelFiles, config: ModelConfig, load_format: str, quantization: str = "auto", device: torch.device | None = None
+    files: ModelFiles,
+    config: ModelConfig,
+    load_format: str,
+    quantization: str = "auto",
+    device: torch.device | None = None,
+    shard: Shard | None = None,
 ) -> WeightSource:
     """The checkpoint's tensors, under Hugging Face names and in Hugging Face layout.
 
@@ -59,6 +66,7 @@ def open_weights(
         load_format: auto, safetensors, gguf or dummy (random weights; only the shape is read).
         quantization: what layers make of matrices: auto, none, int8, int4 or fp8.
         device: where dummy weights are made; the CPU when None.
+        shard: the part of the model that is wanted, under its own layers' numbers; all of it when None.
 
     Raises:
         ConfigError: ``load_format`` is not what the files are.
@@ -67,7 +75,7 @@ def open_weights(
     """
     source = _open_source(files, config, load_format, device)
     source.quantization = quantization
-    return source
+    return source if shard is None else ShardedSource(source, config, shard)
 
 
 def _open_source(files: ModelFiles, config: ModelConfig, load_format: str, device: torch.device | None) -> WeightSource:

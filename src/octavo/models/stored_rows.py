@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from octavo.quantization.base import StoredTensor
+from octavo.quantization.gguf import BLOCKS
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +47,7 @@ class StoredRows(StoredTensor):
         self._row_order = row_order
         self._shift = shift
 
-    def dense(self, dtype: torch.dtype, rows: slice | None = None) -> torch.Tensor:
+    def dense(self, dtype: torch.dtype, rows: slice | None = None, columns: slice | None = None) -> torch.Tensor:
         """See ``StoredTensor.dense``."""
         import torch
 
@@ -55,17 +56,30 @@ class StoredRows(StoredTensor):
         if 0 in self.shape:
             return torch.empty(self.shape, dtype=dtype)
         stored = self._rows(rows)
+        if columns is not None:
+            # Whole blocks are decoded; what of them was not asked for is dropped.
+            values, nbytes = BLOCKS[self.format]
+            first, last = columns.start // values, -(-columns.stop // values)
+            out = torch.empty(len(stored), (last - first) * values, dtype=dtype)
+            self._decode(stored[:, first * nbytes : last * nbytes], out)
+            return out[:, columns.start - first * values : columns.stop - first * values].contiguous()
         out = torch.empty(len(stored), *self.shape[1:], dtype=dtype)
         self._decode(stored, out)
         return out
 
-    def blocks(self, rows: slice | None = None) -> BlockWeight | None:
+    def blocks(self, rows: slice | None = None, columns: slice | None = None) -> BlockWeight | None:
         """See ``StoredTensor.blocks``; rows in another order than the file's are copied, others may be views of it."""
         if len(self.shape) != 2 or 0 in self.shape or self._shift:
             return None
         from octavo.quantization.blocks import block_weight
 
-        return block_weight(self._rows(rows), self.format)
+        stored = self._rows(rows)
+        if columns is not None:
+            values, nbytes = BLOCKS[self.format]
+            if columns.start % values or columns.stop % values:
+                raise ValueError(f"{self.name}: columns {columns.start} to {columns.stop} cut a block of {values}")
+            stored = stored[:, columns.start // values * nbytes : columns.stop // values * nbytes]
+        return block_weight(stored, self.format)
 
     def _rows(self, rows: slice | None) -> npt.NDArray[np.uint8]:
         """The stored bytes of logical rows: uint8 [rows, bytes a row]."""

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 def cpu_features() -> list[str]: ...
@@ -18,13 +19,27 @@ class PackedWeight:
     @property
     def bytes(self) -> int: ...
 
+class SharedGroup:
+    def __init__(self, memory: int, rank: int, size: int, slot_floats: int) -> None: ...
+    @staticmethod
+    def bytes(size: int, slot_floats: int) -> int: ...
+    def gather(self, part: int, rows: int, widths: list[int], output: int) -> None: ...
+
+class ElsewhereGroup:
+    def __init__(self, reduce: Callable[[int, int], None]) -> None: ...
+
 class Program:
     def __init__(self, team: Team, kernels: str, max_rows: int) -> None: ...
     def set_result(self, rows: int, width: int) -> None: ...
+    def all_reduce(
+        self, input: int, input_stride: int, output: int, output_stride: int, width: int, add: bool, group: SharedGroup | ElsewhereGroup
+    ) -> None: ...
     def run(
         self,
         tokens: int,
         token_ids: int = 0,
+        input: int = 0,
+        input_width: int = 0,
         positions: int = 0,
         slots: int = 0,
         sequences: int = 0,

@@ -175,10 +175,36 @@ class StepLimits:
 
 
 Forward = Callable[[torch.Tensor, AttentionBatch, list[KVLayer]], torch.Tensor]
-"""Token ids [T], the step and the pool's layers to final hidden rows [T, H]."""
+"""Token ids int64 [T], or an earlier stage's float32 rows [T, H], the step and the pool's layers to rows [T, H]."""
 
 WeightPart = torch.Tensor | BlockWeight | Float8Weight
 """A weight [n, K] as the checkpoint has it: dense, in its own precision, or to become float8 numbers."""
+
+
+class Group(ABC):
+    """The ranks that share each layer: each has some heads, some columns of the feed-forward network, some of the vocabulary.
+
+    All of them call the same methods in the same order with rows of the same number.
+
+    Attributes:
+        rank: this one's place, in [0, size).
+        size: how many there are.
+    """
+
+    rank: int
+    size: int
+
+    @abstractmethod
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum of all ranks' ``x``, which may be overwritten with it; a row's bits do not depend on the rows beside it."""
+
+    @abstractmethod
+    def gather(self, part: torch.Tensor, widths: Sequence[int]) -> torch.Tensor | None:
+        """All ranks' float32 [R, widths[rank]] side by side on rank 0: float32 [R, sum of widths]; None on the others."""
+
+    @abstractmethod
+    def broadcast(self, x: torch.Tensor) -> None:
+        """Overwrite ``x`` with rank 0's."""
 
 
 class Ops(ABC):
@@ -189,16 +215,18 @@ class Ops(ABC):
         activation_dtype: of rows between operations; the compute type, or wider.
         runs_blocks: whether weights in blocks are multiplied as they are, not turned dense first.
         samples: whether ``sample`` is there: drawing on the device, which the host need not wait for.
+        group: the ranks that share each layer; None where this one has them whole.
     """
 
     name: str
     runs_blocks = False
     samples = False
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype, group: Group | None = None) -> None:
         self.device = device
         self.dtype = dtype
         self.activation_dtype = dtype
+        self.group = group
 
     # ---- weights -----------------------------------------------------------------------------------------------------
 
@@ -236,8 +264,11 @@ class Ops(ABC):
         """
 
     @abstractmethod
-    def embedding(self, token_ids: torch.Tensor, table: object, scale: float = 1.0) -> torch.Tensor:
+    def embedding(self, token_ids: torch.Tensor, table: object, scale: float = 1.0, part: tuple[int, int] | None = None) -> torch.Tensor:
         """Rows of a table at int64 ``token_ids`` [T], times ``scale`` (rounded to the compute type first).
+
+        Args:
+            part: which rows (from, to) of the vocabulary the table holds, where it is not all: zeros stand for the others.
 
         Returns:
             float32 [T, H], a new tensor: the start of the residual stream.
@@ -257,6 +288,24 @@ class Ops(ABC):
             int64 [R] on the device; -1 for a row that holds NaN or +inf, or nothing but -inf.
         """
         raise NotImplementedError(f"the {self.name} kernels leave sampling to the host")
+
+    # ---- between ranks and stages ------------------------------------------------------------------------------------
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum over the ranks of ``group`` of [T, N], which may be overwritten; ``x`` itself where there is no group."""
+        return x if self.group is None else self.group.all_reduce(x)
+
+    def stage_input(self, rows: torch.Tensor) -> torch.Tensor:
+        """The residual stream as an earlier pipeline stage left it, float32 [T, H]: where a forward pass begins with it, it begins here.
+
+        Returns:
+            a tensor that may be overwritten.
+        """
+        return rows
+
+    def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """``residual + x``: the residual stream, float32 [T, H], as the next stage is to have it. ``residual`` may be overwritten."""
+        return residual.add_(x.float())
 
     # ---- element-wise ------------------------------------------------------------------------------------------------
 
@@ -326,7 +375,7 @@ class Ops(ABC):
     # ---- the whole pass ----------------------------------------------------------------------------------------------
 
     def prepare_forward(
-        self, forward: Forward, kv: list[KVLayer], limits: StepLimits
+        self, forward: Forward, kv: list[KVLayer], limits: StepLimits, stage_width: int | None = None
     ) -> Callable[[torch.Tensor, AttentionBatch], torch.Tensor]:
         """The fastest way this backend has to run a model's forward pass again and again; the same bits as calling it.
 
@@ -334,5 +383,18 @@ class Ops(ABC):
             forward: a model's forward pass, of this backend's operations alone.
             kv: the pool's layers, the same ones in every call.
             limits: of the steps to come.
+            stage_width: H, where the pass begins with an earlier stage's rows [T, H] instead of token ids [T].
         """
-        return lambda token_ids, batch: forward(token_ids, batch, kv)
+        return lambda start, batch: forward(start, batch, kv)
+
+
+def part_embedding(look_up: Callable[[torch.Tensor], torch.Tensor], token_ids: torch.Tensor, part: tuple[int, int]) -> torch.Tensor:
+    """``Ops.embedding`` of a part of the vocabulary, by a look-up of that part's own ids.
+
+    Args:
+        look_up: from int64 [T] in [0, rows of the part) to float32 [T, H], a new tensor.
+        part: see ``Ops.embedding``.
+    """
+    first, last = part
+    outside = (token_ids < first) | (token_ids >= last)
+    return look_up((token_ids - first).clamp(0, last - first - 1)).masked_fill_(outside.unsqueeze(1), 0.0)

@@ -25,7 +25,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from octavo.ops.base import AttentionBatch, AttentionSpec, BlockWeight, KVLayer, KVShape, Ops, PackedLinear, WeightPart
+from octavo.ops.base import (
+    AttentionBatch,
+    AttentionSpec,
+    BlockWeight,
+    Group,
+    KVLayer,
+    KVShape,
+    Ops,
+    PackedLinear,
+    WeightPart,
+    part_embedding,
+)
 from octavo.ops.reference_attention import TorchKVLayer, paged_attention, pool_rows, row_view, rows_per_block
 
 EXACT_ROWS = 32
@@ -42,12 +53,13 @@ class ReferenceOps(Ops):
     Args:
         device: where weights and activations live.
         dtype: of the activations: float32, bfloat16 or float16.
+        group: the ranks that share each layer.
     """
 
     name = "reference"
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        super().__init__(device, dtype)
+    def __init__(self, device: torch.device, dtype: torch.dtype, group: Group | None = None) -> None:
+        super().__init__(device, dtype, group)
         self._prepack = device.type == "cpu" and _onednn_packs(dtype)
         self._epsilons: dict[float, torch.Tensor] = {}
 
@@ -80,7 +92,9 @@ class ReferenceOps(Ops):
     def pack_embedding(self, table: WeightPart, head: PackedLinear | None) -> torch.Tensor:
         return _dense(table, self.dtype).to(self.device, self.dtype)
 
-    def embedding(self, token_ids: torch.Tensor, table: object, scale: float = 1.0) -> torch.Tensor:
+    def embedding(self, token_ids: torch.Tensor, table: object, scale: float = 1.0, part: tuple[int, int] | None = None) -> torch.Tensor:
+        if part is not None:
+            return part_embedding(lambda ids: self.embedding(ids, table, scale), token_ids, part)
         rows = F.embedding(token_ids, cast("torch.Tensor", table))
         if scale != 1.0:
             rows = rows.mul_(torch.tensor(scale, dtype=rows.dtype).item())

@@ -29,19 +29,21 @@ class StoredTensor(ABC):
     format: str
 
     @abstractmethod
-    def dense(self, dtype: torch.dtype, rows: slice | None = None) -> torch.Tensor:
+    def dense(self, dtype: torch.dtype, rows: slice | None = None, columns: slice | None = None) -> torch.Tensor:
         """The values as a contiguous tensor, read and dequantised now; on the CPU, unless they are dummies made on another device.
 
         Args:
             dtype: of the result.
             rows: only these rows of the first dimension (all when None).
+            columns: only this run of the second dimension (all when None).
         """
 
-    def blocks(self, rows: slice | None = None) -> BlockWeight | None:
+    def blocks(self, rows: slice | None = None, columns: slice | None = None) -> BlockWeight | None:
         """The values in their stored precision, or None where they are stored dense (or cannot be had without decoding them).
 
         Args:
             rows: only these rows (all when None).
+            columns: only this run of columns (all when None), which starts and ends with a block.
         """
         return None
 

@@ -22,7 +22,7 @@ def is_simple(state: SequenceState) -> bool:
 
     The scheduler asks a request the same (``Request.simple``).
     """
-    alone = state.constraints is None and state.counts is None and state.grammar is None
+    alone = state.constraints is None and state.counts is None and state.params.structured_outputs is None
     return alone and state.params.logprobs is None and state.params.prompt_logprobs is None
 
 

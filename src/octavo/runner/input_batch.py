@@ -54,6 +54,7 @@ class InputBatch:
         device: where a step's tensors go.
         cores_free: whether there are cores beside those that the model keeps busy.
         device_samples: whether the device samples simple sequences.
+        samples: whether this worker is the one that samples; others hear of the tokens.
 
     Attributes:
         grammars: the forms that sequences are held to.
@@ -71,6 +72,7 @@ class InputBatch:
         device: torch.device,
         cores_free: bool = True,
         device_samples: bool = False,
+        samples: bool = True,
     ) -> None:
         self.block_size = block_size
         self.vocab_size = vocab_size
@@ -78,6 +80,7 @@ class InputBatch:
         self.grammars = Grammars(cores_free=cores_free)
         self.device_tokens = DeviceTokens(max_num_seqs, vocab_size, device, device_samples)
         self.states: dict[int, SequenceState] = {}
+        self._samples = samples
         self.scored: set[int] = set()
         self._row_of: dict[int, int] = {}
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
@@ -90,7 +93,7 @@ class InputBatch:
             if self.states.pop(seq_id, None) is not None:
                 self._free_rows.append(self._row_of.pop(seq_id))
         for new in batch.new:
-            state = self.states[new.seq_id] = SequenceState(new, self.vocab_size, self.grammars)
+            state = self.states[new.seq_id] = SequenceState(new, self.vocab_size, self.grammars if self._samples else None)
             if new.params.prompt_logprobs is not None:
                 self.scored.add(new.seq_id)
             row = self._row_of[new.seq_id] = self._free_rows.pop()
@@ -99,6 +102,17 @@ class InputBatch:
             if entry.block_ids:
                 row = self._tables[self._row_of[entry.seq_id]]
                 row[entry.table_start : entry.table_start + len(entry.block_ids)] = entry.block_ids
+
+    def hear(self, tokens: list[tuple[int, int]]) -> None:
+        """Take in (sequence, token) that another worker sampled; comes before the step that reads them.
+
+        Those that the device samples are known from there, and a sequence may be dropped by now.
+        """
+        if self._samples:
+            return
+        for seq_id, token in tokens:
+            if (state := self.states.get(seq_id)) is not None and not self.device_tokens.simple[self._row_of[seq_id]]:
+                state.append(token)
 
     def prepare(self, scheduled: list[ScheduledSequence]) -> StepInputs:
         """Lay out one step's tensors; sequences stay in batch order. Tokens that the device is to sample are pending from now on."""

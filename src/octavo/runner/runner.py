@@ -11,7 +11,7 @@ import torch
 
 from octavo.batch import Batch, PendingStep, SampledToken, ScheduledSequence, StepResult, TokenLogprobs
 from octavo.config import EngineOptions
-from octavo.errors import FormFailedError, InvalidLogitsError
+from octavo.errors import InvalidLogitsError
 from octavo.log import get_logger
 from octavo.models.config import ModelConfig
 from octavo.models.hub import ModelFiles
@@ -24,8 +24,9 @@ from octavo.runner.device import Device
 from octavo.runner.device_tokens import DrawnRows
 from octavo.runner.input_batch import InputBatch, StepInputs
 from octavo.runner.memory_plan import LOGITS_ROWS, MemoryPlan
+from octavo.runner.place import Place
 from octavo.sampling.logprobs import prompt_logprobs
-from octavo.sampling.sampler import Sampler
+from octavo.sampling.retrying import sample_what_can
 from octavo.sampling.state import SequenceState
 
 logger = get_logger(__name__)
@@ -43,23 +44,39 @@ class Runner:
         plan: the memory plan the pool is made by.
         device: where it runs.
         progress: told (phase, fraction) while weights load.
+        place: its rank's place among several; None where it runs the model alone.
+
+    Attributes:
+        samples: whether it samples; others compute their part of the scores and hear of the tokens.
     """
 
     def __init__(
-        self, files: ModelFiles, config: ModelConfig, options: EngineOptions, plan: MemoryPlan, device: Device, progress: Progress
+        self,
+        files: ModelFiles,
+        config: ModelConfig,
+        options: EngineOptions,
+        plan: MemoryPlan,
+        device: Device,
+        progress: Progress,
+        place: Place | None = None,
     ) -> None:
         device.prepare(options.device.threads)
         self.torch_device = torch.device(device.kind)
         self.config = config
+        self.samples = place is None or place.samples
+        self._link = None if place is None else place.link
+        shard, group = (None, None) if place is None else (place.shard, place.group)
+        local = config if shard is None else shard.local(config)
         dtype: torch.dtype = getattr(torch, plan.dtype)
-        self.ops = select_ops(self.torch_device, dtype, options.model.activation_bits, graphs=not options.device.enforce_eager)
-        weights = open_weights(files, config, options.model.load_format, options.model.quantization, self.torch_device)
+        self.ops = select_ops(self.torch_device, dtype, options.model.activation_bits, not options.device.enforce_eager, group)
+        weights = open_weights(files, config, options.model.load_format, options.model.quantization, self.torch_device, shard)
         # Not under inference mode: loaders fill tensors from threads of their own, where that mode would not hold.
-        self.model = build_model(config, weights, self.ops, plan.max_model_len, lambda fraction: progress("loading", fraction))
+        self.model = build_model(local, weights, self.ops, plan.max_model_len, lambda fraction: progress("loading", fraction), shard)
         self.pool = device.allocate_pool(plan.num_blocks, plan.block_bytes)
-        shape = KVShape(config.num_layers, config.num_kv_heads, config.head_dim, plan.block_size, plan.kv_dtype)
+        shape = KVShape(local.num_layers, local.num_kv_heads, local.head_dim, plan.block_size, plan.kv_dtype)
         limits = StepLimits(plan.max_num_seqs, -(-plan.max_model_len // plan.block_size))
-        self.forward = self.ops.prepare_forward(self.model.forward, self.ops.kv_layers(self.pool, shape), limits)
+        stage_width = None if self.model.is_first else config.hidden_size
+        self.forward = self.ops.prepare_forward(self.model.forward, self.ops.kv_layers(self.pool, shape), limits, stage_width)
         self.inputs = InputBatch(
             plan.max_num_seqs,
             plan.max_model_len,
@@ -67,9 +84,9 @@ class Runner:
             config.vocab_size,
             self.torch_device,
             device.cores_free,
-            self.ops.samples,
+            self.ops.samples and self.model.is_last,
+            self.samples,
         )
-        self.sampler = Sampler()
         self._logits_rows = device.logits_rows
 
     @torch.inference_mode()
@@ -94,7 +111,11 @@ class Runner:
             return PendingStep(lambda: StepResult([]))
         if step.unknown is not None:
             self.inputs.device_tokens.fill(step.token_ids, *step.unknown)
-        hidden = self.forward(step.token_ids, step.attention)
+        start = step.token_ids if self.model.is_first or self._link is None else self._link.receive(len(step.token_ids))
+        hidden = self.forward(start, step.attention)
+        if not self.model.is_last and self._link is not None:
+            self._link.send(hidden)
+            return PendingStep(lambda: StepResult([]))
         drawn = [] if step.drawn is None else self._draw(hidden, step.drawn)
         result = self._sample(hidden, step)
         result.prompt_logprobs = self._prompt_logprobs(hidden, batch.scheduled)
@@ -108,7 +129,10 @@ class Runner:
         """
         copies = []
         for chunk in drawn.chunks(self._logits_rows):
-            tokens = self.ops.sample(self.model.logits(hidden[chunk.hidden_rows]), chunk.params)
+            logits = self.model.logits(hidden[chunk.hidden_rows])
+            tokens = torch.empty_like(chunk.rows) if logits is None else self.ops.sample(logits, chunk.params)
+            if self.ops.group is not None:
+                self.ops.group.broadcast(tokens)
             self.inputs.device_tokens.keep(chunk.rows, tokens)
             copies.append((chunk.states, HostCopy(tokens)))
         return copies
@@ -137,34 +161,23 @@ class Runner:
             the tokens, the sequences that are complete, and those whose logits are not numbers or whose grammar failed: one
             sequence's damage must not end the others.
         """
-        sampled: list[SampledToken] = []
-        failed: list[int] = []
-        reasons: dict[int, str] = {}
-        complete: list[int] = []
-        todo = list(zip(step.sample_rows, step.states, strict=True))
-        while todo:
-            chunk, todo = todo[:LOGITS_ROWS], todo[LOGITS_ROWS:]
-            rows, states = torch.tensor([row for row, _ in chunk], device=self.torch_device), [state for _, state in chunk]
-            try:
-                tokens = self.sampler(self.model.logits(hidden[rows]), states)
-            except InvalidLogitsError as error:
-                logger.error("%s", error)
-                at_fault = error.rows
-            except FormFailedError as error:
-                reasons |= {states[row].seq_id: reason for row, reason in error.reasons.items()}
-                at_fault = list(error.reasons)
-            else:
-                for state, (token, logprobs) in zip(states, tokens, strict=True):
-                    state.append(token)
-                    sampled.append(SampledToken(state.seq_id, token, logprobs))
-                    if state.grammar is not None and state.grammar.complete:
-                        complete.append(state.seq_id)
+        result = StepResult([])
+        for begin in range(0, len(step.states), LOGITS_ROWS):
+            chunk = slice(begin, begin + LOGITS_ROWS)
+            logits = self.model.logits(hidden[torch.tensor(step.sample_rows[chunk], device=self.torch_device)])
+            if logits is None:
                 continue
-            failed += [states[row].seq_id for row in at_fault]
-            todo = [entry for row, entry in enumerate(chunk) if row not in at_fault] + todo
+            sampled = sample_what_can(logits, step.states[chunk])
+            result.failed += sampled.failed
+            result.reasons |= sampled.reasons
+            for state, (token, logprobs) in sampled.tokens:
+                state.append(token)
+                result.sampled.append(SampledToken(state.seq_id, token, logprobs))
+                if state.grammar is not None and state.grammar.complete:
+                    result.complete.append(state.seq_id)
         grammars = [state.grammar for state in step.states if state.grammar is not None]
         self.inputs.grammars.prepare([grammar for grammar in grammars if grammar.ahead and not grammar.complete])
-        return StepResult(sampled, {}, failed, reasons, complete)
+        return result
 
     def _prompt_logprobs(self, hidden: torch.Tensor, scheduled: list[ScheduledSequence]) -> dict[int, list[TokenLogprobs]]:
         results: dict[int, list[TokenLogprobs]] = {}
@@ -185,5 +198,6 @@ class Runner:
         for begin in range(0, len(next_ids), LOGITS_ROWS):
             chunk = next_ids[begin : begin + LOGITS_ROWS]
             logits = self.model.logits(hidden[row + begin : row + begin + len(chunk)])
-            scored += prompt_logprobs(logits, chunk, count)
+            if logits is not None:
+                scored += prompt_logprobs(logits, chunk, count)
         return scored

@@ -20,7 +20,7 @@ class SequenceState:
     Args:
         new: the sequence as the scheduler sends it; ``token_ids`` may already hold output (after a preemption).
         vocab_size: width V of the logits.
-        grammars: the worker's; needed where ``structured_outputs`` is set.
+        grammars: the worker's; None in a worker that does not sample, and holds nobody to a form.
 
     Attributes:
         constraints: bias, allowed ids and bans; None where the request has none.
@@ -57,9 +57,7 @@ class SequenceState:
         self.tried = new.params.structured_outputs is not None and not (self.greedy or edited or filtered)
         self.grammar = None
         form = new.params.structured_outputs
-        if form is not None:
-            if grammars is None:
-                raise ValueError("structured_outputs needs the worker's grammars")
+        if form is not None and grammars is not None:
             output = new.token_ids[new.num_prompt_tokens :]
             self.grammar = grammars.state(form, output, ignore_eos=new.params.ignore_eos, guessed=self.plain or self.tried)
 

@@ -8,14 +8,16 @@ A row's bits do not depend on the rows beside it, the number of threads, or on w
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 
 from octavo.ops import _cpu
-from octavo.ops.base import AttentionBatch, AttentionSpec, Forward, KVLayer, KVShape, Ops, PackedLinear, StepLimits, WeightPart
+from octavo.ops.base import AttentionBatch, AttentionSpec, Forward, Group, KVLayer, KVShape, Ops, PackedLinear, StepLimits, WeightPart
 from octavo.ops.cpu.kv import CpuKVLayer, cpu_kv_layers
+from octavo.ops.cpu.shared_group import SharedGroup
 from octavo.ops.cpu.tape import Operation, Tape, compile_tape
 from octavo.ops.cpu.weights import PackedPart, pack_parts
 from octavo.ops.workspace import CPU_PIECE_ROWS
@@ -39,6 +41,7 @@ class CpuOps(Ops):
         kernels: the instruction set's name (``_cpu.kernel_sets()``); empty for the best.
         activation_bits: what rows keep where they meet quantised weights: 8 (int8), or 16, which only the kernels for AMX do (bfloat16
             with 4-bit weights, which are looked up as bfloat16 too; whole numbers with int8 ones); None for the most that they do.
+        group: the ranks that share each layer; a ``SharedGroup`` where all are on this host.
 
     Attributes:
         wide_activations: whether rows have 16 bits there.
@@ -48,16 +51,19 @@ class CpuOps(Ops):
     name = "cpu"
     runs_blocks = True
 
-    def __init__(self, dtype: torch.dtype, threads: int, kernels: str = "", activation_bits: int | None = None) -> None:
+    def __init__(
+        self, dtype: torch.dtype, threads: int, kernels: str = "", activation_bits: int | None = None, group: Group | None = None
+    ) -> None:
         if dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"the CPU kernels compute in float32 and bfloat16, not {dtype}")
-        super().__init__(torch.device("cpu"), dtype)
+        super().__init__(torch.device("cpu"), dtype, group)
         self.activation_dtype = torch.float32
         self.kernels = kernels or _cpu.kernel_sets()[0]
         self.wide_activations = self.kernels == WIDE_KERNELS and activation_bits != 8
         self.team = _cpu.Team(threads)
         self.program: _cpu.Program | None = None
         self._tape: Tape | None = None
+        self._ranks = None if group is None else _ranks(group)
 
     # ---- weights -----------------------------------------------------------------------------------------------------
 
@@ -104,12 +110,34 @@ class CpuOps(Ops):
         packed = _parts(head) if head is not None else pack_parts([table], None, False, self.dtype, self.team, self.wide_activations)
         return packed[0].weight
 
-    def embedding(self, token_ids: torch.Tensor, table: object, scale: float = 1.0) -> torch.Tensor:
+    def embedding(self, token_ids: torch.Tensor, table: object, scale: float = 1.0, part: tuple[int, int] | None = None) -> torch.Tensor:
         weight = cast("_cpu.PackedWeight", table)
         rounded = torch.tensor(scale, dtype=self.dtype).item()
         output = self._new(len(token_ids), weight.columns)
-        self._run("embedding", len(token_ids), {"table": weight, "scale": rounded} | _rows("output", output), token_ids=token_ids)
+        arguments: Arguments = {"table": weight, "first": 0 if part is None else part[0], "scale": rounded}
+        self._run("embedding", len(token_ids), arguments | _rows("output", output), token_ids=token_ids)
         return output
+
+    # ---- between ranks and stages ------------------------------------------------------------------------------------
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        if self._ranks is None:
+            return x
+        output = self._new(len(x), x.shape[1])
+        arguments: Arguments = {"width": x.shape[1], "add": False, "group": self._ranks}
+        self._run("all_reduce", len(x), arguments | _rows("input", x) | _rows("output", output))
+        return output
+
+    def stage_input(self, rows: torch.Tensor) -> torch.Tensor:
+        if self._tape is None:
+            return rows
+        output = self._new(len(rows), rows.shape[1])
+        self._run("stage_input", len(rows), {"width": rows.shape[1]} | _rows("output", output))
+        return output
+
+    def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        self._run("add", len(x), {"width": x.shape[-1]} | _rows("input", x.float()) | _rows("output", residual))
+        return residual
 
     # ---- element-wise ------------------------------------------------------------------------------------------------
 
@@ -135,7 +163,7 @@ class CpuOps(Ops):
     def add_rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, plus_one: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        self._run("add", len(x), {"width": x.shape[-1]} | _rows("input", x.float()) | _rows("output", residual))
+        self.add(x, residual)
         return self.rms_norm(residual, weight, eps, plus_one), residual
 
     # ---- attention ---------------------------------------------------------------------------------------------------
@@ -185,23 +213,24 @@ class CpuOps(Ops):
     # ---- the whole pass ----------------------------------------------------------------------------------------------
 
     def prepare_forward(
-        self, forward: Forward, kv: list[KVLayer], limits: StepLimits
+        self, forward: Forward, kv: list[KVLayer], limits: StepLimits, stage_width: int | None = None
     ) -> Callable[[torch.Tensor, AttentionBatch], torch.Tensor]:
         """Record the pass once; see ``Ops.prepare_forward``."""
         nothing = torch.zeros(1, dtype=torch.int64)
         step = AttentionBatch(nothing, nothing, nothing.int(), nothing.int(), nothing.int().unsqueeze(0), [1], [1], 1)
         self._tape = tape = Tape()
         try:
-            result = forward(nothing, step, kv)
+            result = forward(nothing if stage_width is None else torch.zeros((1, stage_width)), step, kv)
         finally:
             self._tape = None
         program, arena = compile_tape(tape, result, self.team, self.kernels, CPU_PIECE_ROWS)
         width = result.shape[1]
 
-        def run(token_ids: torch.Tensor, batch: AttentionBatch) -> torch.Tensor:
-            hidden = torch.empty((len(token_ids), width), dtype=torch.float32)
+        def run(start: torch.Tensor, batch: AttentionBatch) -> torch.Tensor:
+            hidden = torch.empty((len(start), width), dtype=torch.float32)
             assert arena.numel()  # the program's buffers: alive as long as this function
-            program.run(len(token_ids), token_ids=token_ids.data_ptr(), output=hidden.data_ptr(), **_geometry(batch))
+            begin = {"token_ids": start.data_ptr()} if stage_width is None else {"input": start.data_ptr(), "input_width": stage_width}
+            program.run(len(start), output=hidden.data_ptr(), **begin, **_geometry(batch))
             return hidden
 
         self.program = program
@@ -228,6 +257,18 @@ class CpuOps(Ops):
         getattr(program, name)(**arguments)
         step: dict[str, int] = {} if batch is None else _geometry(batch)
         program.run(rows, token_ids=0 if token_ids is None else token_ids.data_ptr(), **step)
+
+
+def _ranks(group: Group) -> _cpu.SharedGroup | _cpu.ElsewhereGroup:
+    """How the kernels reach the other ranks: through shared memory, or by calling back."""
+    if isinstance(group, SharedGroup):
+        return group.handle
+
+    def reduce(address: int, floats: int) -> None:
+        rows = torch.frombuffer((ctypes.c_float * floats).from_address(address), dtype=torch.float32)
+        rows.copy_(group.all_reduce(rows))
+
+    return _cpu.ElsewhereGroup(reduce)
 
 
 def _parts(weight: PackedLinear) -> list[PackedPart]:

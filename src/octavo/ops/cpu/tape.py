@@ -30,9 +30,14 @@ _READS = {
     "gated": ("input",),
     "rotary_cache": ("q", "k", "v"),
     "attention": ("q",),
+    "stage_input": (),
+    "all_reduce": ("input",),
 }
-_WRITES = {"rotary_cache": ("q", "k")}
+_WRITES = {"rotary_cache": ("q", "k"), "all_reduce": ("output", "input")}
 """Which arguments of an operation are addresses of rows; all others write ``output``. ``NAME_stride`` is the row's stride in floats."""
+
+_CAN_ADD = ("linear", "all_reduce")
+"""Operations that may add to what is in their output."""
 
 
 @dataclass(slots=True)
@@ -153,11 +158,11 @@ def _fold_norm(norm: Operation, reader: Operation) -> bool:
 
 
 def _fold_sums(operations: list[Operation], buffers: _Buffers, result: int) -> list[Operation]:
-    """Let a product add to the residual stream what a sum after it would."""
+    """Let a product, or the sum of all ranks' products, add to the residual stream what a sum after it would."""
     gone: set[int] = set()
     uses = _Uses.of(operations, buffers, result)
     for index, operation in enumerate(operations):
-        if operation.name != "linear" or operation.arguments["add"]:
+        if operation.name not in _CAN_ADD or operation.arguments["add"]:
             continue
         reader = _only_reader(operations, buffers, uses, index)
         if reader is None or operations[reader].name != "add" or operations[reader].arguments["input"] != operation.arguments["output"]:

@@ -15,6 +15,7 @@ from octavo.ops.base import (
     AttentionBatch,
     AttentionSpec,
     Forward,
+    Group,
     KVLayer,
     KVShape,
     Ops,
@@ -22,6 +23,7 @@ from octavo.ops.base import (
     SampleRows,
     StepLimits,
     WeightPart,
+    part_embedding,
 )
 from octavo.ops.cuda.attention_decode import decode_attention
 from octavo.ops.cuda.attention_prefill import prefill_attention
@@ -43,14 +45,15 @@ class CudaOps(Ops):
         device: a CUDA device; a CPU where Triton interprets its kernels (tests).
         dtype: float32, bfloat16 or float16.
         graphs: whether decoding steps are captured as CUDA graphs and replayed.
+        group: the ranks that share each layer.
     """
 
     name = "cuda"
     runs_blocks = True
     samples = True
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, graphs: bool = True) -> None:
-        super().__init__(device, dtype)
+    def __init__(self, device: torch.device, dtype: torch.dtype, graphs: bool = True, group: Group | None = None) -> None:
+        super().__init__(device, dtype, group)
         self._graphs = graphs
 
     # ---- weights -----------------------------------------------------------------------------------------------------
@@ -69,7 +72,9 @@ class CudaOps(Ops):
         parts = pack([table], self.dtype, self.device) if head is None else cast("StackedWeight", head.data).parts
         return parts[0]
 
-    def embedding(self, token_ids: torch.Tensor, table: object, scale: float = 1.0) -> torch.Tensor:
+    def embedding(self, token_ids: torch.Tensor, table: object, scale: float = 1.0, part: tuple[int, int] | None = None) -> torch.Tensor:
+        if part is not None:
+            return part_embedding(lambda ids: self.embedding(ids, table, scale), token_ids, part)
         return gather_rows(cast("DevicePart", table), token_ids, torch.tensor(scale, dtype=self.dtype).item())
 
     def logits(self, x: torch.Tensor, weight: PackedLinear, softcap: float | None = None) -> torch.Tensor:
@@ -128,8 +133,8 @@ class CudaOps(Ops):
     # ---- the whole pass ----------------------------------------------------------------------------------------------
 
     def prepare_forward(
-        self, forward: Forward, kv: list[KVLayer], limits: StepLimits
+        self, forward: Forward, kv: list[KVLayer], limits: StepLimits, stage_width: int | None = None
     ) -> Callable[[torch.Tensor, AttentionBatch], torch.Tensor]:
         """Decoding steps are padded, and CUDA graphs where these are wanted; see ``Ops.prepare_forward``."""
         capture = cuda_capture() if self._graphs else None
-        return DecodeSteps(lambda token_ids, batch: forward(token_ids, batch, kv), limits, self.device, capture)
+        return DecodeSteps(lambda start, batch: forward(start, batch, kv), limits, self.device, capture, stage_width)

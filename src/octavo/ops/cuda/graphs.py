@@ -21,7 +21,7 @@ from octavo.ops.cuda.attention_plan import DecodeWork, decode_work
 from octavo.ops.cuda.attention_work import AttentionWork, most_items, new_items, work_key
 
 Pass = Callable[[torch.Tensor, AttentionBatch], torch.Tensor]
-"""A model's forward pass over token ids and a step."""
+"""A model's forward pass over token ids (or an earlier stage's rows) and a step."""
 
 Capture = Callable[[Callable[[], torch.Tensor]], tuple[torch.Tensor, Callable[[], None]]]
 """Records what a function launches: its result's tensor, and what fills that tensor again from the buffers the function read."""
@@ -84,17 +84,21 @@ class DecodeSteps:
         limits: of steps.
         device: where they run.
         capture: how a graph is made; None runs the padded steps as they are.
+        stage_width: of the rows that a pass begins with instead of token ids, in a later stage of a pipeline.
 
     Attributes:
         graphs: captured so far, by size and the layers' numbers of items.
     """
 
-    def __init__(self, forward: Pass, limits: StepLimits, device: torch.device, capture: Capture | None) -> None:
+    def __init__(
+        self, forward: Pass, limits: StepLimits, device: torch.device, capture: Capture | None, stage_width: int | None = None
+    ) -> None:
         self._forward = forward
         self._capture = capture
         self._device = device
         most = batch_size(limits.most_sequences)
-        self._token_ids = torch.zeros(most, dtype=torch.int64, device=device)
+        start = torch.zeros(most, dtype=torch.int64) if stage_width is None else torch.zeros(most, stage_width)
+        self._start = start.to(device)
         self._positions = torch.zeros(most, dtype=torch.int64, device=device)
         self._slots = torch.full((most,), -1, dtype=torch.int64, device=device)
         self._query_starts = torch.arange(most + 1, dtype=torch.int32, device=device)
@@ -103,13 +107,13 @@ class DecodeSteps:
         self._specs: list[AttentionSpec] | None = None
         self.graphs: dict[tuple[int, ...], _Graph] = {}
 
-    def __call__(self, token_ids: torch.Tensor, batch: AttentionBatch) -> torch.Tensor:
+    def __call__(self, start: torch.Tensor, batch: AttentionBatch) -> torch.Tensor:
         """Hidden rows [T, H] of a step; those of a graph are valid until the next step."""
         count = len(batch.query_lens)
-        if len(token_ids) != count:
-            return self._forward(token_ids, batch)
+        if len(start) != count:
+            return self._forward(start, batch)
         size = batch_size(count)
-        self._fill(token_ids, batch, size)
+        self._fill(start, batch, size)
         if self._capture is None or self._specs is None:
             return self._run(size, batch)[:count]
         contexts = np.asarray(batch.context_lens_host, np.int64)
@@ -132,7 +136,7 @@ class DecodeSteps:
         """Run the step that the buffers hold; the first one shows what kinds of layers there are."""
         plans: dict[Any, Any] = {}
         contexts = batch.context_lens_host + [0] * (size - len(batch.context_lens_host))
-        hidden = self._forward(self._token_ids[:size], self._step(size, contexts, batch.block_size, plans))
+        hidden = self._forward(self._start[:size], self._step(size, contexts, batch.block_size, plans))
         if self._specs is None:
             self._specs = [key[1] for key in plans if key == work_key(key[1])]
         return hidden
@@ -151,10 +155,10 @@ class DecodeSteps:
             plans=plans,
         )
 
-    def _fill(self, token_ids: torch.Tensor, batch: AttentionBatch, size: int) -> None:
+    def _fill(self, start: torch.Tensor, batch: AttentionBatch, size: int) -> None:
         """Copy a step to the buffers that the graphs read."""
-        count = len(token_ids)
-        self._token_ids[:count].copy_(token_ids)
+        count = len(start)
+        self._start[:count].copy_(start)
         self._positions[:count].copy_(batch.positions)
         self._slots[:count].copy_(batch.slots)
         if count < size:
@@ -171,7 +175,7 @@ class DecodeSteps:
         for spec in self._specs or ():
             plans[work_key(spec)] = AttentionWork([new_items(sequences, next(parts), next(parts), next(parts), spec)], None)
         step = self._step(size, [], block_size, plans)
-        hidden, replay = capture(lambda: self._forward(self._token_ids[:size], step))
+        hidden, replay = capture(lambda: self._forward(self._start[:size], step))
         return _Graph(hidden, replay, work, step)
 
 
