@@ -24,13 +24,18 @@ HIDDEN = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 def engine_pids(server: Server) -> list[int]:
     """Live children of the server that run the engine."""
+    return children(server.process.pid, b"octavo.engine.process")
+
+
+def children(parent: int, module: bytes) -> list[int]:
+    """A process's live children that run a module."""
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError, ValueError, IndexError):
-            parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            if parent == server.process.pid and b"octavo.engine.process" in (entry / "cmdline").read_bytes():
+            whose = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            if whose == parent and module in (entry / "cmdline").read_bytes():
                 found.append(int(entry.name))
-    return found
+    return sorted(found)
 
 
 def test_early_requests_wait_while_health_says_503(tmp_path: Path) -> None:
@@ -75,6 +80,31 @@ async def test_a_dead_engine_fails_running_requests_and_comes_back(tmp_path: Pat
         assert httpx.post(f"{server.url}/generate", json=SHORT_ANSWER, timeout=60).status_code == 200
 
 
+async def test_two_ranks_answer_and_a_dead_one_is_named_and_comes_back(tmp_path: Path) -> None:
+    question = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
+    flags = ("--tensor-parallel-size", "2", "--served-model-name", "x")
+    with serving(tmp_path, *SMALL, *flags) as server:
+        (engine,) = engine_pids(server)
+        ranks = children(engine, b"octavo.executor.worker")
+        assert len(ranks) == 2
+        async with httpx.AsyncClient(timeout=120) as client:
+            answer = (await client.post(f"{server.url}/v1/chat/completions", json=question)).json()
+            assert answer["model"] == "x"
+            assert answer["choices"][0]["message"]["content"] == "The capital of France is Paris."
+            whole = asyncio.ensure_future(client.post(f"{server.url}/generate", json=LONG_ANSWER))
+            while server.metric("vllm:num_requests_running") < 1:
+                await asyncio.sleep(0.02)
+            os.kill(ranks[1], signal.SIGKILL)
+            failed = await whole
+            assert failed.status_code == 500
+            assert "of 2" in failed.json()["error"]["message"]
+            assert f"process {ranks[1]}" in failed.json()["error"]["message"]
+        server.wait_until(lambda: engine_pids(server) not in ([], [engine]), 60, "a new engine")
+        server.wait_ready()
+        assert httpx.post(f"{server.url}/generate", json=SHORT_ANSWER, timeout=60).status_code == 200
+        assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
+
+
 async def test_sigterm_lets_running_requests_finish_and_refuses_new_ones(tmp_path: Path) -> None:
     with serving(tmp_path, *SMALL) as server:
         async with httpx.AsyncClient(timeout=120) as client:
@@ -113,7 +143,8 @@ def test_no_engine_outlives_a_killed_server(tmp_path: Path) -> None:
         (("--model", "no/such-model-anywhere"), "no/such-model-anywhere"),
         (("--max-model-len", "99999999"), "99999999"),
         (("--kv-cache-memory-bytes", "900000G"), "free"),
-        (("--tensor-parallel-size", "2"), "tensor_parallel_size"),
+        (("--pipeline-parallel-size", "2"), "pipeline_parallel_size"),
+        (("--tensor-parallel-size", "10"), "4 ranks cannot share 3 of them"),
         (("--device", "cuda"), "--device cuda: torch sees no usable GPU"),
     ],
 )

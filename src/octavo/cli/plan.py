@@ -43,12 +43,12 @@ def run(argv: list[str]) -> int:
     from octavo.models.hub import resolve
     from octavo.models.loader import read_model_config, stored_formats
     from octavo.runner.device import select_device
-    from octavo.runner.memory_plan import plan_memory
+    from octavo.runner.memory_plan import bill_of, plan_ranks
 
     files = resolve(options.model.model, options.model.revision)
     config = read_model_config(files)
     formats = stored_formats(files, config, options.model.load_format)
-    plan = plan_memory(config, options, select_device(options.device), formats=formats)
+    plan = bill_of(plan_ranks(config, options, select_device(options.device), formats=formats))
     quality = _quality(files, options) if args.quality else None
     if args.json:
         bill = {"model": files.name, **dataclasses.asdict(plan), "total": plan.total, "pool_tokens": plan.pool_tokens}

@@ -37,7 +37,7 @@ from octavo.models.hub import ModelFiles
 from octavo.models.loader import read_model_config, stored_formats
 from octavo.request import FinishReason, Request
 from octavo.runner.device import resident_bytes, select_device
-from octavo.runner.memory_plan import gib, plan_memory
+from octavo.runner.memory_plan import bill_of, gib, plan_ranks
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler, SequenceProgress
 from octavo.vocabulary import Vocabulary
@@ -62,7 +62,7 @@ class EngineCore:
         options: the engine's options.
         files: the checkpoint.
         progress: told (phase, fraction) while the model loads.
-        make_executor: what holds the model; tests put a fake here.
+        make_executor: what holds the model, if not the executor that the options ask for; tests put a fake here.
 
     Raises:
         OctavoError: a checkpoint that cannot be served, a plan that does not fit, an option that cannot be honoured.
@@ -73,16 +73,22 @@ class EngineCore:
         options: EngineOptions,
         files: ModelFiles,
         progress: Callable[[str, float], None] = _no_progress,
-        make_executor: Callable[..., Executor] = LocalExecutor,
+        make_executor: Callable[..., Executor] | None = None,
     ) -> None:
         device = select_device(options.device)
         config = read_model_config(files)
-        self.plan = plan_memory(config, options, device, formats=stored_formats(files, config, options.model.load_format))
+        plans = plan_ranks(config, options, device, formats=stored_formats(files, config, options.model.load_format))
+        self.plan = bill_of(plans)
         for name, size, note in self.plan.rows():
             logger.info("plan: %-12s %10s  %s", name, gib(size), note)
         for note in self.plan.notes:
             logger.info("plan: %s", note)
-        self._executor = make_executor(files, config, options, self.plan, device, progress)
+        if len(plans) == 1:
+            self._executor = (make_executor or LocalExecutor)(files, config, options, self.plan, device, progress)
+        else:
+            from octavo.executor.multiproc import MultiprocExecutor
+
+            self._executor = MultiprocExecutor(files, config, options, plans, device, progress)
         self.kv = KVCacheManager(self.plan.num_blocks, self.plan.block_size, options.cache.enable_prefix_caching)
         self.scheduler = Scheduler(options.scheduler, self.kv, self.plan.max_model_len)
         self.stats = EngineStats(rss_bytes=resident_bytes())
@@ -113,6 +119,15 @@ class EngineCore:
         elif isinstance(message, Call):
             return self._answer(message)
         return None
+
+    @property
+    def watched(self) -> bool:
+        """Whether there are workers that may die while nothing runs: ``check`` is to be called now and then."""
+        return self._executor.watched
+
+    def check(self) -> None:
+        """Raises ``OctavoError`` where a worker is dead or hangs."""
+        self._executor.check()
 
     def has_work(self) -> bool:
         waiting = bool(self._rejections) or bool(self._compiling) or self._unreported
@@ -192,6 +207,8 @@ class EngineCore:
         Returns:
             None where there is nothing to say: nothing was launched or collected, and nothing is in flight.
         """
+        if self._compiling and self._executor.watched:
+            self._executor.check()  # what workers compile is known when they have been heard
         self._enqueue_compiled()
         updates, self._rejections = self._rejections, []
         unreported, self._unreported = self._unreported, False

@@ -31,6 +31,9 @@ logger = log.get_logger(__name__)
 IDLE_POLL_MS = 10
 """How long the loop waits for a message when sequences exist and none can run."""
 
+WATCH_POLL_MS = 500
+"""How often the loop looks after its workers while nothing runs."""
+
 _LAST_WORDS_SECONDS = 0.5
 
 
@@ -171,6 +174,8 @@ def _serve(start: EngineStart, inbox: zmq.Socket[bytes], outbox: zmq.Socket[byte
     while True:
         # Everything said since the last step counts in the next one; with nothing to do, wait for a word.
         timeout = None if not core.has_work() else IDLE_POLL_MS if stuck else 0
+        while timeout is None and core.watched and not inbox.poll(WATCH_POLL_MS):
+            core.check()
         while inbox.poll(timeout):
             message = decoder.decode(inbox.recv())
             if isinstance(message, Shutdown):

@@ -16,9 +16,11 @@ class Executor(ABC):
 
     Attributes:
         depth: how many steps may be in flight while the next one is planned; 0 where a step is done when ``launch`` returns.
+        watched: whether there are workers that may die while no step runs: ``check`` is to be called now and then.
     """
 
     depth = 0
+    watched = False
 
     @abstractmethod
     def launch(self, batch: Batch) -> PendingStep:
@@ -38,6 +40,13 @@ class Executor(ABC):
 
         Returns:
             done when the workers are ready for it; ``InvalidRequestError`` where it does not compile.
+        """
+
+    def check(self) -> None:  # noqa: B027 (a worker in the engine's own process lives while it does)
+        """See whether all workers live.
+
+        Raises:
+            OctavoError: one does not, naming it.
         """
 
     @abstractmethod

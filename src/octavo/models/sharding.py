@@ -17,6 +17,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from octavo.errors import ConfigError
 from octavo.models.config import ModelConfig
@@ -125,7 +126,7 @@ def _split(count: int, parts: int, unit: int = 1) -> list[range]:
     """``count`` things in runs of whole ``unit``s (the last may be cut), as equal as can be, smaller ones first."""
     units = -(-count // unit)
     edges = [min(units * part // parts * unit, count) for part in range(parts + 1)]
-    return [range(begin, end) for begin, end in zip(edges, edges[1:], strict=False)]
+    return [range(begin, end) for begin, end in pairwise(edges)]
 
 
 def _share_heads(config: ModelConfig, tensor: int) -> list[tuple[range, range]]:
@@ -154,7 +155,7 @@ def _column_unit(config: ModelConfig, tensor: int, formats: Mapping[str, str]) -
         return wanted
     if tensor > 1 and config.intermediate_size < block * tensor:
         raise ConfigError(
-            f"tensor_parallel_size={tensor}: the feed-forward network's {config.intermediate_size} columns are stored in blocks of {block}, "
+            f"tensor_parallel_size={tensor}: the model's {config.intermediate_size} feed-forward columns are stored in blocks of {block}, "
             f"which {tensor} ranks cannot share; use fewer ranks, or --quantization int8, int4 or none, which repack them."
         )
     return block
@@ -199,4 +200,4 @@ def _share_layers(config: ModelConfig, pipeline: int) -> list[range]:
     edges = [0]
     for own in best[total][1]:
         edges.append(edges[-1] + own)
-    return [range(begin, end) for begin, end in zip(edges, edges[1:], strict=False)]
+    return [range(begin, end) for begin, end in pairwise(edges)]

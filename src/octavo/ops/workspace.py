@@ -60,6 +60,11 @@ def cpu_workspace(tokens: int, hidden_size: int, intermediate_size: int, qkv_siz
     return 4 * (2 * tokens * hidden_size + CPU_PIECE_ROWS * (buffers + operands)) + scratch
 
 
+def shared_slot_floats(hidden_size: int, vocab_size: int) -> int:
+    """Floats of a rank's slot in the memory that ranks on a host share (``csrc/cpu/shared_group.h``); each has two."""
+    return max(CPU_PIECE_ROWS * hidden_size, vocab_size)
+
+
 CUDA_RUNTIME_BYTES = 1024 * 2**20
 """Of a GPU's memory beside the plan's other parts: cuBLAS's workspaces, compiled kernels, recorded graphs, and what torch's allocator
 keeps in pieces too small to use."""

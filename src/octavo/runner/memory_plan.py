@@ -15,7 +15,8 @@ from octavo.config import EngineOptions
 from octavo.errors import ConfigError, MemoryPlanError
 from octavo.models.config import ModelConfig
 from octavo.models.expected_tensors import expected_tensors
-from octavo.ops.workspace import CPU_SLOT_TILE, attention_workspace, cpu_workspace, cuda_workspace
+from octavo.models.sharding import Shard, share_out
+from octavo.ops.workspace import CPU_SLOT_TILE, attention_workspace, cpu_workspace, cuda_workspace, shared_slot_floats
 from octavo.quantization.formats import DENSE, DTYPE_BYTES, PackedFormat, is_vocabulary, packed_bytes, resolve
 from octavo.runner.device import Device, usable_cores
 
@@ -191,12 +192,14 @@ def plan_memory(
     device: Device,
     available: int | None = None,
     formats: Mapping[str, str] | None = None,
+    shard: Shard | None = None,
 ) -> MemoryPlan:
     """Compute the bill.
 
     Args:
         available: free bytes to plan against; asked from the device when None.
         formats: what ``models.loader.stored_formats`` says of the checkpoint; None for one that is dense.
+        shard: the rank's part of the model, whose bill it is; None for one that runs it alone.
 
     Raises:
         MemoryPlanError: the weights or one full context do not fit, with the figures and what to change.
@@ -208,6 +211,8 @@ def plan_memory(
     wanted_len = options.model.max_model_len or config.max_position_embeddings
     if wanted_len > config.max_position_embeddings:
         raise ConfigError(f"max_model_len={wanted_len} is more than the {config.max_position_embeddings} tokens the model is made for.")
+    whole_vocabulary = config.vocab_size
+    config = config if shard is None else shard.local(config)
     matrices = matrix_formats(config, options.model.quantization, formats)
     described = describe_formats(matrices, dtype)
     kernels = kernels_for(device, dtype)
@@ -223,7 +228,14 @@ def plan_memory(
         available=available,
         weights=weight_bytes(config, dtype, None if kernels == "reference" else matrices),
         kv_pool=0,
-        activations=activation_bytes(config, options, device, dtype, wanted_len, any(packed != DENSE for packed in matrices.values())),
+        activations=activation_bytes(
+            replace(config, vocab_size=whole_vocabulary),  # the rank that samples has all scores
+            options,
+            device,
+            dtype,
+            wanted_len,
+            any(packed != DENSE for packed in matrices.values()),
+        ),
         runtime=device.runtime_bytes,
         num_blocks=0,
         block_size=options.cache.block_size,
@@ -235,6 +247,54 @@ def plan_memory(
         weight_formats=described,
     )
     return _fit_context(_with_pool(plan, options, device), options)
+
+
+def plan_ranks(
+    config: ModelConfig,
+    options: EngineOptions,
+    device: Device,
+    available: int | None = None,
+    formats: Mapping[str, str] | None = None,
+) -> list[MemoryPlan]:
+    """The bill of each rank that shares the model on this host: of equal parts of its memory, and with as many blocks as all can have.
+
+    Args:
+        available, formats: as ``plan_memory`` takes them.
+
+    Raises:
+        MemoryPlanError, ConfigError: as ``plan_memory``; ``ConfigError`` also where the model cannot be shared out so.
+    """
+    size = options.device.tensor_parallel_size
+    available = device.free_bytes() if available is None else available
+    if size == 1:
+        return [plan_memory(config, options, device, available, formats)]
+    if device.kind == "cuda":
+        raise ConfigError(f"tensor_parallel_size={size} is not available on GPUs yet; only 1 is. Use --device cpu, or one GPU.")
+    kept = formats if options.model.quantization == "auto" else None
+    plans = [plan_memory(config, options, device, available // size, formats, shard) for shard in share_out(config, size, 1, kept)]
+    blocks, context = min(plan.num_blocks for plan in plans), min(plan.max_model_len for plan in plans)
+    slots = 2 * 4 * shared_slot_floats(config.hidden_size, config.vocab_size)
+    return [
+        replace(plan, num_blocks=blocks, kv_pool=blocks * plan.block_bytes, max_model_len=context, activations=plan.activations + slots)
+        for plan in plans
+    ]
+
+
+def bill_of(plans: list[MemoryPlan]) -> MemoryPlan:
+    """One bill for all ranks together."""
+    if len(plans) == 1:
+        return plans[0]
+    first, formats = plans[0], plans[0].weight_formats
+    return replace(
+        first,
+        available=sum(plan.available for plan in plans),
+        weights=sum(plan.weights for plan in plans),
+        kv_pool=sum(plan.kv_pool for plan in plans),
+        activations=sum(plan.activations for plan in plans),
+        runtime=sum(plan.runtime for plan in plans),
+        block_bytes=sum(plan.block_bytes for plan in plans),
+        weight_formats=f"{formats}; on {len(plans)} ranks",
+    )
 
 
 def _refuse_for_reference(options: EngineOptions, dtype: str, kv_dtype: str) -> None:

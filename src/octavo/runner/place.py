@@ -1,10 +1,9 @@
-"""A worker's place among the ranks of a parallel layout: what it holds, and how it reaches the others."""
+"""A worker's place among the ranks that share a model: what it holds, and how it reaches the others."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from octavo.distributed.stage_link import StageLink
 from octavo.models.sharding import Shard
 from octavo.ops.base import Group
 
@@ -14,12 +13,10 @@ class Place:
     """Attributes:
     shard: the rank's part of the model.
     group: the ranks that share its layers; None where it has them alone.
-    link: to the stages before and after; None where there is one stage.
     """
 
     shard: Shard
     group: Group | None
-    link: StageLink | None
 
     @property
     def samples(self) -> bool:

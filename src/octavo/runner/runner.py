@@ -64,7 +64,6 @@ class Runner:
         self.torch_device = torch.device(device.kind)
         self.config = config
         self.samples = place is None or place.samples
-        self._link = None if place is None else place.link
         shard, group = (None, None) if place is None else (place.shard, place.group)
         local = config if shard is None else shard.local(config)
         dtype: torch.dtype = getattr(torch, plan.dtype)
@@ -75,8 +74,7 @@ class Runner:
         self.pool = device.allocate_pool(plan.num_blocks, plan.block_bytes)
         shape = KVShape(local.num_layers, local.num_kv_heads, local.head_dim, plan.block_size, plan.kv_dtype)
         limits = StepLimits(plan.max_num_seqs, -(-plan.max_model_len // plan.block_size))
-        stage_width = None if self.model.is_first else config.hidden_size
-        self.forward = self.ops.prepare_forward(self.model.forward, self.ops.kv_layers(self.pool, shape), limits, stage_width)
+        self.forward = self.ops.prepare_forward(self.model.forward, self.ops.kv_layers(self.pool, shape), limits)
         self.inputs = InputBatch(
             plan.max_num_seqs,
             plan.max_model_len,
@@ -84,7 +82,7 @@ class Runner:
             config.vocab_size,
             self.torch_device,
             device.cores_free,
-            self.ops.samples and self.model.is_last,
+            self.ops.samples,
             self.samples,
         )
         self._logits_rows = device.logits_rows
@@ -111,11 +109,7 @@ class Runner:
             return PendingStep(lambda: StepResult([]))
         if step.unknown is not None:
             self.inputs.device_tokens.fill(step.token_ids, *step.unknown)
-        start = step.token_ids if self.model.is_first or self._link is None else self._link.receive(len(step.token_ids))
-        hidden = self.forward(start, step.attention)
-        if not self.model.is_last and self._link is not None:
-            self._link.send(hidden)
-            return PendingStep(lambda: StepResult([]))
+        hidden = self.forward(step.token_ids, step.attention)
         drawn = [] if step.drawn is None else self._draw(hidden, step.drawn)
         result = self._sample(hidden, step)
         result.prompt_logprobs = self._prompt_logprobs(hidden, batch.scheduled)

@@ -1,0 +1,165 @@
+"""Ranks that share each layer give one rank's greedy tokens, and a rank's death is told, with its name, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from family_checkpoints import CONFIGS, save_checkpoint
+from tiny_checkpoint import write_tiny_llama
+
+from octavo.config import engine_options
+from octavo.engine.core import EngineCore
+from octavo.engine.messages import AddRequest
+from octavo.errors import ConfigError, OctavoError
+from octavo.executor import multiproc
+from octavo.executor.multiproc import MultiprocExecutor
+from octavo.models.hub import ModelFiles
+from octavo.models.loader import read_model_config
+from octavo.models.sharding import share_out
+from octavo.sampling_params import SamplingParams
+
+FAMILIES = ("llama", "llama-biases", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3-short")
+PROMPTS = ([5, 9, 33, 51, 8], list(range(3, 60)), [50, 4] * 9)
+
+
+def start(folder: Path, size: int, **options: object) -> EngineCore:
+    chosen = {"dtype": "float32", "threads": 2, "kv_cache_memory_bytes": 2**20, "max_num_batched_tokens": 32, "max_model_len": 96} | options
+    return EngineCore(engine_options(tensor_parallel_size=size, **chosen), ModelFiles("tiny", "hf", folder))
+
+
+def generate(core: EngineCore, **params: object) -> list[list[int]]:
+    """Greedy tokens of all prompts, run together, in chunks of prompts and single tokens."""
+    chosen = SamplingParams(**({"temperature": 0.0, "max_tokens": 16, "ignore_eos": True} | params))
+    tokens: dict[str, list[int]] = {str(number): [] for number in range(len(PROMPTS))}
+    for number, prompt in enumerate(PROMPTS):
+        core.handle(AddRequest(str(number), prompt, chosen, seed=number))
+    while core.has_work():
+        output = core.step()
+        for update in output.updates if output is not None else ():
+            assert update.finish_reason != "error", update.stop_reason
+            tokens[update.request_id] += update.token_ids
+    return list(tokens.values())
+
+
+def worker_pids(core: EngineCore) -> list[int]:
+    assert isinstance(core._executor, MultiprocExecutor)
+    return [worker.pid for worker in core._executor._workers]
+
+
+def gone(pid: int) -> bool:
+    try:
+        return "Z" in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return True
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_llama(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_tokens_are_those_of_one_rank(family: str, tmp_path: Path) -> None:
+    assert family in CONFIGS
+    save_checkpoint(family, tmp_path)
+    core = start(tmp_path, 1)
+    expected = generate(core)
+    core.shutdown()
+    # Four ranks are more than the two key/value heads that these have: each keeps a copy of one.
+    for size in (2, 4):
+        core = start(tmp_path, size)
+        assert generate(core) == expected
+        core.shutdown()
+
+
+def test_drawn_tokens_penalties_and_logprobs_are_those_of_one_rank(tiny: Path) -> None:
+    params = {"temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.2, "logprobs": 2, "prompt_logprobs": 1}
+    prompts = []
+    for size in (1, 2):
+        core = start(tiny, size)
+        prompts.append(generate(core, **params))
+        core.shutdown()
+    assert prompts[0] == prompts[1]
+
+
+def test_the_same_layout_gives_the_same_tokens_in_bfloat16_and_int8(tiny: Path) -> None:
+    for options in ({"dtype": "bfloat16"}, {"quantization": "int8"}):
+        runs = []
+        for _ in range(2):
+            core = start(tiny, 2, **options)
+            runs.append(generate(core))
+            core.shutdown()
+        assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "running"])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=lambda how: how.name)
+def test_a_rank_that_dies_or_hangs_is_named(
+    tiny: Path, rank: int, busy: bool, how: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multiproc, "SILENCE_SECONDS", 3.0)
+    core = start(tiny, 2)
+    pids = worker_pids(core)
+
+    def go_on() -> None:
+        while True:
+            if busy:
+                generate(core)
+            else:
+                core.check()
+
+    if busy:
+        generate(core)
+    os.kill(pids[rank], how)
+    with pytest.raises(
+        OctavoError, match=rf"rank {rank} of 2 \(process {pids[rank]}\) (ended with signal SIGKILL|has shown no sign of life)"
+    ):
+        go_on()
+    core.shutdown()
+    assert all(map(gone, pids))
+
+
+def test_workers_leave_with_their_engine(tiny: Path) -> None:
+    """Killed without a word, the engine leaves no worker behind."""
+    program = (
+        "import sys, time; from pathlib import Path; from octavo.config import engine_options;"
+        "from octavo.engine.core import EngineCore; from octavo.models.hub import ModelFiles;"
+        "options = engine_options(tensor_parallel_size=2, kv_cache_memory_bytes=2**20);"
+        "core = EngineCore(options, ModelFiles('tiny', 'hf', Path(sys.argv[1])));"
+        "print(*[worker.pid for worker in core._executor._workers], flush=True); time.sleep(600)"
+    )
+    engine = subprocess.Popen([sys.executable, "-c", program, str(tiny)], stdout=subprocess.PIPE, text=True)
+    assert engine.stdout is not None
+    pids = list(map(int, engine.stdout.readline().split()))
+    assert len(pids) == 2
+    engine.kill()
+    engine.wait()
+    engine.stdout.close()
+    end = time.monotonic() + 20
+    while not all(map(gone, pids)):
+        assert time.monotonic() < end, "a worker still runs"
+        time.sleep(0.05)
+
+
+def test_a_rank_that_cannot_start_is_named(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((tiny / "config.json").read_bytes())
+    with pytest.raises(OctavoError, match=r"rank \d of 2 \(process \d+\): .* holds no weights"):
+        start(tmp_path, 2)
+
+
+def test_more_ranks_than_heads_can_be_shared_by_are_refused_before_any_starts(tiny: Path) -> None:
+    with pytest.raises(ConfigError, match="3 ranks cannot share 2 of them"):
+        start(tiny, 5)
+
+
+def test_three_ranks_share_two_key_value_heads(tiny: Path) -> None:
+    shards = share_out(read_model_config(ModelFiles("tiny", "hf", tiny)), 3, 1)
+    assert [list(shard.heads) for shard in shards] == [[0, 1], [2], [3]]
+    assert [list(shard.kv_heads) for shard in shards] == [[0], [1], [1]]
