@@ -83,7 +83,7 @@ class EngineCore:
             logger.info("plan: %-12s %10s  %s", name, gib(size), note)
         for note in self.plan.notes:
             logger.info("plan: %s", note)
-        if len(plans) == 1:
+        if make_executor is not None or len(plans) == 1:
             self._executor = (make_executor or LocalExecutor)(files, config, options, self.plan, device, progress)
         else:
             from octavo.executor.multiproc import MultiprocExecutor

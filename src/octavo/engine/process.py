@@ -24,6 +24,7 @@ from octavo import env, log
 from octavo.config import EngineOptions
 from octavo.engine.messages import EngineInput, EngineOutput, Failed, Loading, Shutdown
 from octavo.errors import EngineDeadError, OctavoError
+from octavo.executor.child_process import describe_end, leave_with_parent
 from octavo.models.hub import ModelFiles
 
 logger = log.get_logger(__name__)
@@ -102,7 +103,7 @@ class EngineProcess:
         if not self._next.done():  # dead, but its last words may still be on the wire
             await asyncio.wait({self._next}, timeout=_LAST_WORDS_SECONDS)
         if not self._next.done():
-            raise EngineDeadError(f"The engine process {self.pid} ended with {_describe(self._exited.result())}.")
+            raise EngineDeadError(f"The engine process {self.pid} ended with {describe_end(self._exited.result())}.")
         received, self._next = self._next, None
         return self._decoder.decode(received.result())
 
@@ -121,10 +122,6 @@ class EngineProcess:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _describe(returncode: int) -> str:
-    return f"signal {signal.Signals(-returncode).name}" if returncode < 0 else f"exit code {returncode}"
-
-
 # ---- in the child ----------------------------------------------------------------------------------------------------
 
 
@@ -133,7 +130,7 @@ def main() -> None:
     log.configure("engine")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     start = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineStart)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    threading.Thread(target=leave_with_parent, daemon=True).start()
     context = zmq.Context()
     inbox, outbox = context.socket(zmq.PULL), context.socket(zmq.PUSH)
     for socket in (inbox, outbox):
@@ -188,14 +185,6 @@ def _serve(start: EngineStart, inbox: zmq.Socket[bytes], outbox: zmq.Socket[byte
         stuck = output is None
         if output is not None:
             outbox.send(encoder.encode(output))
-
-
-def _leave_with_parent() -> None:
-    """Wait for the end of standard input, which the parent holds open as long as it lives."""
-    # os.read on the descriptor: a buffered reader would hold its lock at interpreter exit.
-    while os.read(0, 4096):
-        pass
-    os._exit(0)
 
 
 if __name__ == "__main__":

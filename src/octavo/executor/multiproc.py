@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import itertools
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from octavo.batch import Batch, PendingStep, StepResult
 from octavo.config import EngineOptions
 from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError
 from octavo.executor.base import Executor
+from octavo.executor.child_process import describe_end
 from octavo.executor.messages import (
     Compile,
     Compiled,
@@ -211,7 +211,6 @@ class MultiprocExecutor(Executor):
         for rank, worker in enumerate(self._workers):
             who = f"rank {rank} of {len(self._workers)} (process {worker.pid})"
             if (code := worker.poll()) is not None:
-                how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-                raise EngineDeadError(f"{who} ended with {how}.")
+                raise EngineDeadError(f"{who} ended with {describe_end(code)}.")
             if time.monotonic() - self._seen[rank] > SILENCE_SECONDS:
                 raise EngineDeadError(f"{who} has shown no sign of life for {SILENCE_SECONDS:.0f} s.")

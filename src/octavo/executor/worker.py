@@ -18,6 +18,7 @@ import zmq
 
 from octavo import env, log
 from octavo.errors import InvalidRequestError, OctavoError
+from octavo.executor.child_process import leave_with_parent
 from octavo.executor.messages import Alive, Compile, Compiled, Done, Launch, Progress, Stop, WorkerFailed, WorkerInput, WorkerStart
 from octavo.models.hub import ModelFiles
 from octavo.vocabulary import Vocabulary
@@ -39,7 +40,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     start = msgspec.json.decode(sys.stdin.buffer.readline(), type=WorkerStart)
     log.configure(f"rank {start.rank}")
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    threading.Thread(target=leave_with_parent, daemon=True).start()
     context = zmq.Context()
     threading.Thread(target=_say_alive, args=(context, start), daemon=True).start()
     outbox = context.socket(zmq.PUSH)
@@ -124,13 +125,6 @@ def _say_alive(context: zmq.Context[zmq.Socket[bytes]], start: WorkerStart) -> N
     while True:
         socket.send(said)
         forever.wait(ALIVE_SECONDS)
-
-
-def _leave_with_parent() -> None:
-    """Wait for the end of standard input, which the engine holds open as long as it lives."""
-    while os.read(0, 4096):
-        pass
-    os._exit(0)
 
 
 if __name__ == "__main__":

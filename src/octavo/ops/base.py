@@ -202,10 +202,6 @@ class Group(ABC):
     def gather(self, part: torch.Tensor, widths: Sequence[int]) -> torch.Tensor | None:
         """All ranks' float32 [R, widths[rank]] side by side on rank 0: float32 [R, sum of widths]; None on the others."""
 
-    @abstractmethod
-    def broadcast(self, x: torch.Tensor) -> None:
-        """Overwrite ``x`` with rank 0's."""
-
 
 class Ops(ABC):
     """The fused operations a decoder needs. Outputs are new tensors unless a docstring says in place.

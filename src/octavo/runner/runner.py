@@ -124,9 +124,8 @@ class Runner:
         copies = []
         for chunk in drawn.chunks(self._logits_rows):
             logits = self.model.logits(hidden[chunk.hidden_rows])
-            tokens = torch.empty_like(chunk.rows) if logits is None else self.ops.sample(logits, chunk.params)
-            if self.ops.group is not None:
-                self.ops.group.broadcast(tokens)
+            assert logits is not None, "a device that samples has all scores"
+            tokens = self.ops.sample(logits, chunk.params)
             self.inputs.device_tokens.keep(chunk.rows, tokens)
             copies.append((chunk.states, HostCopy(tokens)))
         return copies

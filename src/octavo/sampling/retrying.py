@@ -39,7 +39,7 @@ def sample_what_can(logits: torch.Tensor, states: Sequence[SequenceState]) -> Sa
     """
     result, sampler, live = Sampled(), Sampler(), list(states)
     # The sampler edits some rows before it may find others at fault: it is to find them as they were.
-    edited = [row for row, state in enumerate(states) if not state.plain]
+    edited = [row for row, state in enumerate(states) if _is_edited(state)]
     spare = logits[edited] if edited and len(states) > 1 else None
     place = {id(states[row]): index for index, row in enumerate(edited)}
     while live:
@@ -59,3 +59,8 @@ def sample_what_can(logits: torch.Tensor, states: Sequence[SequenceState]) -> Sa
             if spare is not None and id(state) in place:
                 logits[row] = spare[place[id(state)]]
     return result
+
+
+def _is_edited(state: SequenceState) -> bool:
+    """Whether the sampler may overwrite a sequence's scores."""
+    return state.constraints is not None or state.counts is not None or state.grammar is not None

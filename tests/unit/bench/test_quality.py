@@ -152,3 +152,8 @@ def test_the_text_is_shipped_and_of_some_length() -> None:
     text = TEXT.read_text(encoding="utf-8")
     assert TEXT.parent == Path(quality.__file__).parent
     assert 8_000 < len(text) < 12_000 and "def " in text and "ü" in text
+
+
+def test_several_ranks_are_refused(files: ModelFiles) -> None:
+    with pytest.raises(ConfigError, match="one rank"):
+        measured(files, tensor_parallel_size=2)

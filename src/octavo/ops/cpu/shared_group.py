@@ -48,7 +48,3 @@ class SharedGroup(Group):
         output = torch.empty((len(part), sum(widths)), dtype=torch.float32) if self.rank == 0 else None
         self.handle.gather(part.data_ptr(), len(part), list(widths), 0 if output is None else output.data_ptr())
         return output
-
-    def broadcast(self, x: torch.Tensor) -> None:
-        sent = x if self.rank == 0 else torch.zeros_like(x)
-        x.copy_(self.all_reduce(sent))
