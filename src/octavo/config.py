@@ -100,7 +100,7 @@ class DeviceOptions:
     device: str = option("auto", "device of the model", choices=("auto", "cpu", "cuda"))
     threads: int | None = option(None, "CPU threads of the model, all ranks together; the usable cores when omitted", kind=int)
     tensor_parallel_size: int = option(1, "ranks that share each layer, a process each (on a CPU)", flags=("-tp",))
-    pipeline_parallel_size: int = option(1, "ranks that share the layers (only 1 yet)", flags=("-pp",))
+    pipeline_parallel_size: int = option(1, "stages that share the layers out, tensor_parallel_size ranks each (on a CPU)", flags=("-pp",))
     data_parallel_size: int = option(1, "engines side by side, each with the whole model (only 1 yet)", flags=("-dp",))
     enforce_eager: bool = option(False, "never capture decoding steps as CUDA graphs (a CPU has none)")
 
@@ -179,9 +179,8 @@ def check(options: EngineOptions) -> None:
             omitted = value is None and f.default is None
             if choices and value not in choices and not omitted:
                 raise ConfigError(f"{f.name} must be one of {', '.join(map(str, choices))}; got {value!r}.")
-    for name, size in (("pipeline_parallel_size", device.pipeline_parallel_size), ("data_parallel_size", device.data_parallel_size)):
-        if size != 1:
-            raise ConfigError(f"{name}={size} is not available yet; only 1 is.")
+    if device.data_parallel_size != 1:
+        raise ConfigError(f"data_parallel_size={device.data_parallel_size} is not available yet; only 1 is.")
     for name, value in (
         ("max_model_len", model.max_model_len),
         ("kv_cache_memory_bytes", cache.kv_cache_memory_bytes),
@@ -190,6 +189,7 @@ def check(options: EngineOptions) -> None:
         ("max_num_queued_reqs", scheduler.max_num_queued_reqs),
         ("threads", device.threads),
         ("tensor_parallel_size", device.tensor_parallel_size),
+        ("pipeline_parallel_size", device.pipeline_parallel_size),
     ):
         if value is not None and value < 1:
             raise ConfigError(f"{name} must be at least 1; got {value}.")

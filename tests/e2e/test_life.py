@@ -143,7 +143,7 @@ def test_no_engine_outlives_a_killed_server(tmp_path: Path) -> None:
         (("--model", "no/such-model-anywhere"), "no/such-model-anywhere"),
         (("--max-model-len", "99999999"), "99999999"),
         (("--kv-cache-memory-bytes", "900000G"), "free"),
-        (("--pipeline-parallel-size", "2"), "pipeline_parallel_size"),
+        (("--pipeline-parallel-size", "31"), "more than the model's 30 layers"),
         (("--tensor-parallel-size", "10"), "4 ranks cannot share 3 of them"),
         (("--device", "cuda"), "--device cuda: torch sees no usable GPU"),
     ],

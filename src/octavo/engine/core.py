@@ -90,7 +90,7 @@ class EngineCore:
 
             self._executor = MultiprocExecutor(files, config, options, plans, device, progress)
         self.kv = KVCacheManager(self.plan.num_blocks, self.plan.block_size, options.cache.enable_prefix_caching)
-        self.scheduler = Scheduler(options.scheduler, self.kv, self.plan.max_model_len)
+        self.scheduler = Scheduler(options.scheduler, self.kv, self.plan.max_model_len, self._executor.stages)
         self.stats = EngineStats(rss_bytes=resident_bytes())
         self._requests: dict[str, Request] = {}
         self._rejections: list[SequenceUpdate] = []
@@ -200,9 +200,9 @@ class EngineCore:
     def step(self) -> StepOutput | None:
         """Launch a step, if anything can run, collect the oldest one, and report what came of it.
 
-        A step is collected in the call after the one that launched it where the device works on its own, else in the same call; at
-        once where nothing can be launched before its result is known. After an abort, the new figures are reported even if nothing
-        runs.
+        A step is collected in the call after the one that launched it where the device works on its own, in a pipeline when there is
+        one for each stage, else in the same call; at once where nothing can be launched before its result is known. After an abort, the
+        new figures are reported even if nothing runs.
 
         Returns:
             None where there is nothing to say: nothing was launched or collected, and nothing is in flight.
@@ -218,8 +218,9 @@ class EngineCore:
             self._in_flight.append((batch, self._executor.launch(batch)))
         elif not self._in_flight:
             return StepOutput(updates, [], self._look()) if updates or unreported or self._compiling else None
+        stay = len(self._in_flight) - 1 if batch is None else self._executor.depth if self.scheduler.plans_ahead else 0
         done: list[Batch] = []
-        while len(self._in_flight) > (self._executor.depth if batch is not None and self.scheduler.plans_ahead else 0):
+        while len(self._in_flight) > stay:
             done.append(self._collect(updates))
         started = [request.request_id for request in self.scheduler.take_started()]
         return StepOutput(updates, started, self._look(done, time.perf_counter() - begin))

@@ -16,10 +16,12 @@ class Executor(ABC):
 
     Attributes:
         depth: how many steps may be in flight while the next one is planned; 0 where a step is done when ``launch`` returns.
+        stages: of the pipeline that a step runs through; with more than one, a sequence's token is known when its step's result is in.
         watched: whether there are workers that may die while no step runs: ``check`` is to be called now and then.
     """
 
     depth = 0
+    stages = 1
     watched = False
 
     @abstractmethod

@@ -17,9 +17,11 @@ class WorkerStart(msgspec.Struct):
     """The line on a worker's standard input.
 
     Attributes:
-        rank: its place among the ranks.
+        rank: its place among the ranks: those that share the first stage's layers come first.
         inbox, outbox: where it listens and speaks.
-        memory: the descriptor of the file that the ranks share, and slot_floats of it are each rank's (``ops.cpu.shared_group``).
+        memory: the descriptor of the file that the ranks of its stage share, and slot_floats of it are each rank's
+            (``ops.cpu.shared_group``).
+        meeting: the descriptor of the file in which the ranks of all stages find each other.
         plan: the rank's memory.
     """
 
@@ -28,6 +30,7 @@ class WorkerStart(msgspec.Struct):
     outbox: str
     memory: int
     slot_floats: int
+    meeting: int
     options: EngineOptions
     model_name: str
     model_kind: Literal["hf", "gguf"]

@@ -1,4 +1,4 @@
-"""Several workers on this host, a process each, that share each layer (tensor parallel)."""
+"""Several workers on this host, a process each, that share each layer (tensor parallel), the layers (pipeline parallel), or both."""
 
 from __future__ import annotations
 
@@ -52,6 +52,9 @@ SILENCE_SECONDS = 15.0
 """A worker that has shown no sign of life for so long hangs: stopped, or swapped out beyond use."""
 
 _POLL_MS = 200
+_LAST_BREATH_SECONDS = 0.1
+"""From the end of a process's connections to its own."""
+
 _STOP_SECONDS = 2.0
 
 
@@ -77,7 +80,9 @@ class MultiprocExecutor(Executor):
         device: Device,
         progress: TellProgress,
     ) -> None:
-        size = len(plan)
+        size, tensor = len(plan), options.device.tensor_parallel_size
+        self.stages = options.device.pipeline_parallel_size
+        self.depth = self.stages - 1
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[WorkerOutput] = msgspec.msgpack.Decoder(WorkerOutput)
         self._context = zmq.Context()
@@ -94,12 +99,15 @@ class MultiprocExecutor(Executor):
         threads = max(1, (options.device.threads or usable_cores()) // size)
         options = dataclasses.replace(options, device=dataclasses.replace(options.device, threads=threads))
         slot_floats = shared_slot_floats(config.hidden_size, config.vocab_size)
-        memory = os.memfd_create("octavo", os.MFD_CLOEXEC)
+        meeting = os.memfd_create("octavo", os.MFD_CLOEXEC)
+        memories = [os.memfd_create("octavo", os.MFD_CLOEXEC) for _ in range(self.stages)]
         model = files.name, files.kind, str(files.path)
         try:
-            os.ftruncate(memory, SharedGroup.bytes(size, slot_floats))
+            for memory in memories:
+                os.ftruncate(memory, SharedGroup.bytes(tensor, slot_floats))
             for rank in range(size):
-                start = WorkerStart(rank, f"{name}-{rank}", f"{name}-out", memory, slot_floats, options, *model, plan[rank])
+                files_in_memory = memories[rank // tensor], slot_floats, meeting
+                start = WorkerStart(rank, f"{name}-{rank}", f"{name}-out", *files_in_memory, options, *model, plan[rank])
                 self._workers.append(self._spawn(start))
             while min(self._loaded) < READY:
                 self._receive()
@@ -108,7 +116,8 @@ class MultiprocExecutor(Executor):
             self.shutdown()
             raise
         finally:
-            os.close(memory)
+            for descriptor in (meeting, *memories):
+                os.close(descriptor)
 
     # ---- steps -------------------------------------------------------------------------------------------------------
 
@@ -158,9 +167,8 @@ class MultiprocExecutor(Executor):
         self._context.destroy(0)
 
     def _spawn(self, start: WorkerStart) -> subprocess.Popen[bytes]:
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "octavo.executor.worker"], stdin=subprocess.PIPE, pass_fds=(start.memory,), start_new_session=True
-        )
+        command = [sys.executable, "-m", "octavo.executor.worker"]
+        worker = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(start.memory, start.meeting), start_new_session=True)
         assert worker.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it is dead already; who waits for it will notice
             worker.stdin.write(msgspec.json.encode(start) + b"\n")
@@ -191,7 +199,9 @@ class MultiprocExecutor(Executor):
             return False
         message = self._decoder.decode(self._outbox.recv())
         if isinstance(message, WorkerFailed):
-            raise OctavoError(f"rank {message.rank} of {len(self._workers)} (process {self._workers[message.rank].pid}): {message.message}")
+            time.sleep(_LAST_BREATH_SECONDS)
+            self._look_after(killed=True)  # who loses a neighbour says so: the neighbour is what is to be named
+            raise OctavoError(f"{self._who(message.rank)}: {message.message}")
         if isinstance(message, Done):
             self._results.append(message.result)
         elif isinstance(message, Compiled):
@@ -207,10 +217,14 @@ class MultiprocExecutor(Executor):
                 self._loaded[message.rank] = message.fraction
         return True
 
-    def _look_after(self) -> None:
+    def _look_after(self, killed: bool = False) -> None:
+        """Raises ``EngineDeadError`` where a worker is dead or hangs; of those that are dead, only those that were ``killed``, if so."""
         for rank, worker in enumerate(self._workers):
-            who = f"rank {rank} of {len(self._workers)} (process {worker.pid})"
-            if (code := worker.poll()) is not None:
-                raise EngineDeadError(f"{who} ended with {describe_end(code)}.")
+            code = worker.poll()
+            if code is not None and (code < 0 or not killed):
+                raise EngineDeadError(f"{self._who(rank)} ended with {describe_end(code)}.")
             if time.monotonic() - self._seen[rank] > SILENCE_SECONDS:
-                raise EngineDeadError(f"{who} has shown no sign of life for {SILENCE_SECONDS:.0f} s.")
+                raise EngineDeadError(f"{self._who(rank)} has shown no sign of life for {SILENCE_SECONDS:.0f} s.")
+
+    def _who(self, rank: int) -> str:
+        return f"rank {rank} of {len(self._workers)} (process {self._workers[rank].pid})"

@@ -11,7 +11,7 @@ import sys
 import threading
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import zmq
@@ -22,6 +22,10 @@ from octavo.executor.child_process import leave_with_parent
 from octavo.executor.messages import Alive, Compile, Compiled, Done, Launch, Progress, Stop, WorkerFailed, WorkerInput, WorkerStart
 from octavo.models.hub import ModelFiles
 from octavo.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from octavo.models.sharding import Shard
+    from octavo.runner.place import Place
 
 ALIVE_SECONDS = 1.0
 """Between two signs of life."""
@@ -66,9 +70,7 @@ def _serve(context: zmq.Context[zmq.Socket[bytes]], start: WorkerStart, outbox: 
     env.limit_openmp_spinning()
     from octavo.models.loader import read_model_config, stored_formats
     from octavo.models.sharding import share_out
-    from octavo.ops.cpu.shared_group import SharedGroup
     from octavo.runner.device import select_device
-    from octavo.runner.place import Place
     from octavo.runner.runner import Runner
 
     inbox = context.socket(zmq.PULL)
@@ -78,10 +80,9 @@ def _serve(context: zmq.Context[zmq.Socket[bytes]], start: WorkerStart, outbox: 
     options = start.options
     files = ModelFiles(start.model_name, start.model_kind, Path(start.model_path))
     config = read_model_config(files)
-    size = options.device.tensor_parallel_size
+    tensor, pipeline = options.device.tensor_parallel_size, options.device.pipeline_parallel_size
     formats = stored_formats(files, config, options.model.load_format) if options.model.quantization == "auto" else {}
-    shard = share_out(config, size, 1, formats)[start.rank]
-    place = Place(shard, SharedGroup(start.memory, start.rank, size, start.slot_floats))
+    place = _take_place(start, share_out(config, tensor, pipeline, formats)[start.rank], config.hidden_size)
 
     def tell(phase: str, fraction: float) -> None:
         outbox.send(encoder.encode(Progress(start.rank, fraction)))
@@ -106,6 +107,22 @@ def _serve(context: zmq.Context[zmq.Socket[bytes]], start: WorkerStart, outbox: 
         elif runner.samples and isinstance(message, Compile):
             forms[message.form_id] = runner.inputs.grammars.compile(message.form)
         _report_forms(forms, outbox, encoder)
+
+
+def _take_place(start: WorkerStart, shard: Shard, width: int) -> Place:
+    """Come together with the other ranks."""
+    from octavo.ops.cpu.shared_group import SharedGroup
+    from octavo.runner.place import Place
+
+    group = SharedGroup(start.memory, shard.rank, shard.size, start.slot_floats) if shard.size > 1 else None
+    if shard.num_stages == 1:
+        return Place(shard, group)
+    from octavo.distributed.process_group import join
+    from octavo.distributed.stage_link import StageLink
+
+    join(start.meeting, start.rank, shard.size * shard.num_stages)
+    before, after = start.rank - shard.size, start.rank + shard.size
+    return Place(shard, group, StageLink(None if shard.is_first else before, None if shard.is_last else after, width))
 
 
 def _report_forms(forms: dict[int, Future[Any]], outbox: zmq.Socket[bytes], encoder: msgspec.msgpack.Encoder) -> None:

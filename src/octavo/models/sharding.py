@@ -64,6 +64,11 @@ class Shard:
         return self.stage == self.num_stages - 1
 
     @property
+    def samples(self) -> bool:
+        """Whether it samples: of those that score the vocabulary, the one that all scores are gathered on."""
+        return self.is_last and self.rank == 0
+
+    @property
     def vocabulary(self) -> range:
         """Its own token ids."""
         return self.vocabularies[self.rank]

@@ -99,34 +99,46 @@ def kernels_for(device: Device, dtype: str) -> str:
     return "cpu" if dtype in ("float32", "bfloat16") and env.cpu_kernels() != "reference" else "reference"
 
 
-def matrix_formats(config: ModelConfig, quantization: str, formats: Mapping[str, str] | None = None) -> dict[str, PackedFormat]:
+def matrix_formats(
+    config: ModelConfig, quantization: str, formats: Mapping[str, str] | None = None, shard: Shard | None = None
+) -> dict[str, PackedFormat]:
     """How each weight of a matrix product is held.
 
     Args:
         quantization: the option.
         formats: how tensors are stored, by Hugging Face name; those that are not in it are dense.
+        shard: the rank's part of the model, whose own weights are asked for.
 
     Returns:
         by Hugging Face name; the embedding table is one of them, since a tied one is the head too.
     """
     stored = formats or {}
+    names = {name: name if shard is None else shard.stored_name(name) for name in _tensors(config, shard)}
     return {
-        name: resolve(stored.get(name, "F32"), quantization, is_vocabulary(name))
-        for name, shape in expected_tensors(config).items()
+        name: resolve(stored.get(names[name], "F32"), quantization, is_vocabulary(name))
+        for name, shape in _tensors(config, shard).items()
         if len(shape) == 2
     }
 
 
-def weight_bytes(config: ModelConfig, dtype: str, matrices: Mapping[str, PackedFormat] | None = None) -> int:
+def _tensors(config: ModelConfig, shard: Shard | None) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what a rank holds, by its own layers' numbers."""
+    return expected_tensors(config) if shard is None else shard.tensors(config)
+
+
+def weight_bytes(config: ModelConfig, dtype: str, matrices: Mapping[str, PackedFormat] | None = None, shard: Shard | None = None) -> int:
     """Bytes of all parameters.
 
     Args:
+        config: of the whole model.
         dtype: compute type.
         matrices: how matrices are held; None for the reference kernels, which hold them dense, and a tied table twice: once for look-ups,
             once laid out for the product. Kernels that compute in blocks look tokens up in the packed table itself.
+        shard: the rank's part, whose own parameters are counted.
     """
     total = 0
-    for name, shape in expected_tensors(config).items():
+    tensors = _tensors(config, shard)
+    for name, shape in tensors.items():
         if len(shape) == 1:
             total += 4 * shape[0]  # norms are kept in float32; biases are counted so
         elif matrices is None:
@@ -134,8 +146,8 @@ def weight_bytes(config: ModelConfig, dtype: str, matrices: Mapping[str, PackedF
         else:
             rows, columns = shape
             total += packed_bytes(matrices[name], rows, columns, dtype)
-    if matrices is None and config.tie_word_embeddings:
-        total += config.vocab_size * config.hidden_size * DTYPE_BYTES[dtype]
+    if matrices is None and config.tie_word_embeddings and (shard is None or shard.num_stages == 1):
+        total += math.prod(tensors.get("model.embed_tokens.weight", (0,))) * DTYPE_BYTES[dtype]
     return total
 
 
@@ -192,61 +204,19 @@ def plan_memory(
     device: Device,
     available: int | None = None,
     formats: Mapping[str, str] | None = None,
-    shard: Shard | None = None,
 ) -> MemoryPlan:
-    """Compute the bill.
+    """Compute the bill of a worker that has the model to itself.
 
     Args:
         available: free bytes to plan against; asked from the device when None.
         formats: what ``models.loader.stored_formats`` says of the checkpoint; None for one that is dense.
-        shard: the rank's part of the model, whose bill it is; None for one that runs it alone.
 
     Raises:
         MemoryPlanError: the weights or one full context do not fit, with the figures and what to change.
         ConfigError: ``max_model_len`` exceeds the model's own limit, or the device or the compute type has no kernels for what is asked.
     """
     available = device.free_bytes() if available is None else available
-    dtype = options.model.dtype if options.model.dtype != "auto" else device.default_dtype(config.dtype)
-    kv_dtype = options.cache.kv_cache_dtype if options.cache.kv_cache_dtype != "auto" else dtype
-    wanted_len = options.model.max_model_len or config.max_position_embeddings
-    if wanted_len > config.max_position_embeddings:
-        raise ConfigError(f"max_model_len={wanted_len} is more than the {config.max_position_embeddings} tokens the model is made for.")
-    whole_vocabulary = config.vocab_size
-    config = config if shard is None else shard.local(config)
-    matrices = matrix_formats(config, options.model.quantization, formats)
-    described = describe_formats(matrices, dtype)
-    kernels = kernels_for(device, dtype)
-    if kernels == "cpu":
-        _refuse_for_cpu(options, kv_dtype)
-    elif kernels == "cuda":
-        _refuse_for_cuda(options, kv_dtype)
-    else:
-        _refuse_for_reference(options, dtype, kv_dtype)
-        described = dtype if described == dtype else f"{dtype}, dequantised at load"
-    plan = MemoryPlan(
-        device=device.kind,
-        available=available,
-        weights=weight_bytes(config, dtype, None if kernels == "reference" else matrices),
-        kv_pool=0,
-        activations=activation_bytes(
-            replace(config, vocab_size=whole_vocabulary),  # the rank that samples has all scores
-            options,
-            device,
-            dtype,
-            wanted_len,
-            any(packed != DENSE for packed in matrices.values()),
-        ),
-        runtime=device.runtime_bytes,
-        num_blocks=0,
-        block_size=options.cache.block_size,
-        block_bytes=block_bytes(config, options.cache.block_size, kv_dtype),
-        max_model_len=wanted_len,
-        max_num_seqs=options.scheduler.max_num_seqs,
-        dtype=dtype,
-        kv_dtype=kv_dtype,
-        weight_formats=described,
-    )
-    return _fit_context(_with_pool(plan, options, device), options)
+    return _fit_context(_with_pool(_plan_without_pool(config, options, device, available, formats, None), options, device), options)
 
 
 def plan_ranks(
@@ -256,7 +226,7 @@ def plan_ranks(
     available: int | None = None,
     formats: Mapping[str, str] | None = None,
 ) -> list[MemoryPlan]:
-    """The bill of each rank that shares the model on this host: of equal parts of its memory, and with as many blocks as all can have.
+    """The bill of each rank that shares the model on this host. One pool is shared out: all ranks have the same blocks, each its part.
 
     Args:
         available, formats: as ``plan_memory`` takes them.
@@ -264,36 +234,89 @@ def plan_ranks(
     Raises:
         MemoryPlanError, ConfigError: as ``plan_memory``; ``ConfigError`` also where the model cannot be shared out so.
     """
-    size = options.device.tensor_parallel_size
+    tensor, pipeline = options.device.tensor_parallel_size, options.device.pipeline_parallel_size
     available = device.free_bytes() if available is None else available
-    if size == 1:
+    if tensor * pipeline == 1:
         return [plan_memory(config, options, device, available, formats)]
     if device.kind == "cuda":
-        raise ConfigError(f"tensor_parallel_size={size} is not available on GPUs yet; only 1 is. Use --device cpu, or one GPU.")
+        asked = f"tensor_parallel_size={tensor}" if tensor > 1 else f"pipeline_parallel_size={pipeline}"
+        raise ConfigError(f"{asked} is not available on GPUs yet; only 1 is. Use --device cpu, or one GPU.")
     kept = formats if options.model.quantization == "auto" else None
-    plans = [plan_memory(config, options, device, available // size, formats, shard) for shard in share_out(config, size, 1, kept)]
-    blocks, context = min(plan.num_blocks for plan in plans), min(plan.max_model_len for plan in plans)
-    slots = 2 * 4 * shared_slot_floats(config.hidden_size, config.vocab_size)
-    return [
-        replace(plan, num_blocks=blocks, kv_pool=blocks * plan.block_bytes, max_model_len=context, activations=plan.activations + slots)
-        for plan in plans
-    ]
+    plans = [_plan_without_pool(config, options, device, available, formats, shard) for shard in share_out(config, tensor, pipeline, kept)]
+    if tensor > 1:
+        slots = 2 * 4 * shared_slot_floats(config.hidden_size, config.vocab_size)
+        plans = [replace(plan, activations=plan.activations + slots) for plan in plans]
+    whole = _fit_context(_with_pool(bill_of(plans), options, device), options)
+    count, context = whole.num_blocks, whole.max_model_len
+    return [replace(plan, num_blocks=count, kv_pool=count * plan.block_bytes, max_model_len=context, notes=whole.notes) for plan in plans]
 
 
 def bill_of(plans: list[MemoryPlan]) -> MemoryPlan:
-    """One bill for all ranks together."""
+    """One bill for all ranks of a host together."""
     if len(plans) == 1:
         return plans[0]
-    first, formats = plans[0], plans[0].weight_formats
     return replace(
-        first,
-        available=sum(plan.available for plan in plans),
+        plans[0],
         weights=sum(plan.weights for plan in plans),
         kv_pool=sum(plan.kv_pool for plan in plans),
         activations=sum(plan.activations for plan in plans),
         runtime=sum(plan.runtime for plan in plans),
         block_bytes=sum(plan.block_bytes for plan in plans),
-        weight_formats=f"{formats}; on {len(plans)} ranks",
+        weight_formats=f"{plans[0].weight_formats}; on {len(plans)} ranks",
+    )
+
+
+def _plan_without_pool(
+    config: ModelConfig,
+    options: EngineOptions,
+    device: Device,
+    available: int,
+    formats: Mapping[str, str] | None,
+    shard: Shard | None,
+) -> MemoryPlan:
+    """What a worker takes before it has pages, and how large they are.
+
+    Args:
+        shard: the rank's part of the model, whose bill it is; None for one that runs it alone.
+
+    Raises:
+        ConfigError: see ``plan_memory``.
+    """
+    dtype = options.model.dtype if options.model.dtype != "auto" else device.default_dtype(config.dtype)
+    kv_dtype = options.cache.kv_cache_dtype if options.cache.kv_cache_dtype != "auto" else dtype
+    wanted_len = options.model.max_model_len or config.max_position_embeddings
+    if wanted_len > config.max_position_embeddings:
+        raise ConfigError(f"max_model_len={wanted_len} is more than the {config.max_position_embeddings} tokens the model is made for.")
+    matrices = matrix_formats(config, options.model.quantization, formats, shard)
+    described = describe_formats(matrix_formats(config, options.model.quantization, formats), dtype)
+    kernels = kernels_for(device, dtype)
+    if kernels == "cpu":
+        _refuse_for_cpu(options, kv_dtype)
+    elif kernels == "cuda":
+        _refuse_for_cuda(options, kv_dtype)
+    else:
+        _refuse_for_reference(options, dtype, kv_dtype)
+        described = dtype if described == dtype else f"{dtype}, dequantised at load"
+    local = config if shard is None else shard.local(config)
+    # Only the last stage has scores, and its first rank has all of them.
+    scores = config.vocab_size if shard is None or shard.samples else local.vocab_size if shard.is_last else 0
+    return MemoryPlan(
+        device=device.kind,
+        available=available,
+        weights=weight_bytes(config, dtype, None if kernels == "reference" else matrices, shard),
+        kv_pool=0,
+        activations=activation_bytes(
+            replace(local, vocab_size=scores), options, device, dtype, wanted_len, any(packed != DENSE for packed in matrices.values())
+        ),
+        runtime=device.runtime_bytes,
+        num_blocks=0,
+        block_size=options.cache.block_size,
+        block_bytes=block_bytes(local, options.cache.block_size, kv_dtype),
+        max_model_len=wanted_len,
+        max_num_seqs=options.scheduler.max_num_seqs,
+        dtype=dtype,
+        kv_dtype=kv_dtype,
+        weight_formats=described,
     )
 
 

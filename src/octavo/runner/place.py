@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from octavo.models.sharding import Shard
 from octavo.ops.base import Group
+
+if TYPE_CHECKING:
+    from octavo.distributed.stage_link import StageLink
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,12 +17,9 @@ class Place:
     """Attributes:
     shard: the rank's part of the model.
     group: the ranks that share its layers; None where it has them alone.
+    link: to the stages before and after its own; None where there is one stage.
     """
 
     shard: Shard
     group: Group | None
-
-    @property
-    def samples(self) -> bool:
-        """Whether the rank samples: of those that score the vocabulary, the one that all scores are gathered on."""
-        return self.shard.is_last and self.shard.rank == 0
+    link: StageLink | None = None

@@ -63,8 +63,9 @@ class Runner:
         device.prepare(options.device.threads)
         self.torch_device = torch.device(device.kind)
         self.config = config
-        self.samples = place is None or place.samples
         shard, group = (None, None) if place is None else (place.shard, place.group)
+        self.link = None if place is None else place.link
+        self.samples = shard is None or shard.samples
         local = config if shard is None else shard.local(config)
         dtype: torch.dtype = getattr(torch, plan.dtype)
         self.ops = select_ops(self.torch_device, dtype, options.model.activation_bits, not options.device.enforce_eager, group)
@@ -74,7 +75,8 @@ class Runner:
         self.pool = device.allocate_pool(plan.num_blocks, plan.block_bytes)
         shape = KVShape(local.num_layers, local.num_kv_heads, local.head_dim, plan.block_size, plan.kv_dtype)
         limits = StepLimits(plan.max_num_seqs, -(-plan.max_model_len // plan.block_size))
-        self.forward = self.ops.prepare_forward(self.model.forward, self.ops.kv_layers(self.pool, shape), limits)
+        width = None if self.model.is_first else config.hidden_size
+        self.forward = self.ops.prepare_forward(self.model.forward, self.ops.kv_layers(self.pool, shape), limits, width)
         self.inputs = InputBatch(
             plan.max_num_seqs,
             plan.max_model_len,
@@ -109,7 +111,11 @@ class Runner:
             return PendingStep(lambda: StepResult([]))
         if step.unknown is not None:
             self.inputs.device_tokens.fill(step.token_ids, *step.unknown)
-        hidden = self.forward(step.token_ids, step.attention)
+        start = step.token_ids if self.model.is_first or self.link is None else self.link.receive(len(step.token_ids))
+        hidden = self.forward(start, step.attention)
+        if not self.model.is_last and self.link is not None:
+            self.link.send(hidden)
+            return PendingStep(lambda: StepResult([]))
         drawn = [] if step.drawn is None else self._draw(hidden, step.drawn)
         result = self._sample(hidden, step)
         result.prompt_logprobs = self._prompt_logprobs(hidden, batch.scheduled)

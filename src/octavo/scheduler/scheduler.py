@@ -5,6 +5,9 @@ token budget and one sequence budget. Chunked prefill, prefix hits, preemption b
 
 A step may be planned while others are in flight: the plan builds on what they will have computed and on how many tokens they will have
 sampled, not on which. A sequence that turns out to have ended meanwhile has had one step too many, whose result is ignored.
+
+In a pipeline the steps in flight are at different stages, and only the last one samples: a sequence then waits for its token, and a step
+takes its share of the sequences, so that there are some for each stage. Chunks of one prompt follow each other at once.
 """
 
 from __future__ import annotations
@@ -53,6 +56,7 @@ class Scheduler:
         options: budgets and order.
         kv: the pages; nobody else may open or free tables in it.
         max_model_len: most tokens of a sequence, prompt and output.
+        stages: of the pipeline that steps run through.
         clock: seconds, for the times of requests.
 
     Attributes:
@@ -60,9 +64,17 @@ class Scheduler:
     """
 
     def __init__(
-        self, options: SchedulerOptions, kv: KVCacheManager, max_model_len: int, clock: Callable[[], float] = time.monotonic
+        self,
+        options: SchedulerOptions,
+        kv: KVCacheManager,
+        max_model_len: int,
+        stages: int = 1,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._options = options
+        self._stages = stages
+        # Each of them has a token in a step of its turn, and has a turn in every so many steps.
+        self._most_running = min(options.max_num_seqs, stages * options.max_num_batched_tokens)
         self._kv = kv
         self._max_model_len = max_model_len
         self._clock = clock
@@ -132,8 +144,11 @@ class Scheduler:
 
     @property
     def plans_ahead(self) -> bool:
-        """Whether the next step may be planned while steps are in flight: not while a sequence runs that is not simple."""
-        return not self._attended
+        """Whether the next step may be planned while steps are in flight.
+
+        Not while a sequence runs whose last token must be known; in a pipeline it is, or the sequence is not planned.
+        """
+        return self._stages > 1 or not self._attended
 
     @property
     def num_running(self) -> int:
@@ -166,14 +181,17 @@ class Scheduler:
         """
         batch = Batch(self._step, [], [], [], [])
         budget = self._options.max_num_batched_tokens
-        running = [sequence for sequence in self._running if not self._ends_in_flight(sequence)]
+        running = self._whose_turn()
         if self._num_in_flight > 0 and not self._has_room(running):
             return None  # who is preempted must know its tokens: it comes back whole
         num_running, num_preempted = len(self._running), 0
         for position, sequence in enumerate(running):
             if sequence.status is not SequenceStatus.RUNNING:
                 break  # preempted for one before it, and so are all that follow
-            num_tokens = _share(sequence, budget, len(running) - num_preempted - position - 1)
+            num_behind = len(running) - position - 1
+            if num_preempted > 0:
+                num_behind = sum(other.status is SequenceStatus.RUNNING for other in running[position + 1 :])
+            num_tokens = _share(sequence, budget, num_behind)
             change = self._allocate(sequence, num_tokens)
             num_preempted = num_running - len(self._running)
             if change is None:
@@ -187,6 +205,22 @@ class Scheduler:
         batch.dropped, self._dropped = self._dropped, []
         self._send_off(batch)
         return batch
+
+    def _whose_turn(self) -> list[Sequence]:
+        """The running sequences that the next step takes, in order: all that need not wait for a token, or a stage's share of them.
+
+        Those that catch up on a prompt come on top, for they do not wait.
+        """
+        if self._stages == 1:
+            return [sequence for sequence in self._running if not self._ends_in_flight(sequence)]
+        left, turn = -(-len(self._running) // self._stages), []
+        for sequence in self._running:
+            decodes = sequence.num_to_compute == 1
+            if sequence.num_pending > 0 or (decodes and left == 0):
+                continue
+            left -= decodes
+            turn.append(sequence)
+        return turn[: self._options.max_num_batched_tokens]
 
     def _has_room(self, running: list[Sequence]) -> bool:
         """Whether running sequences get their pages without a preemption; may say no where two would copy the same block."""
@@ -225,7 +259,7 @@ class Scheduler:
         It fits when the pages of all its known tokens leave one more block for each running sequence, so that it is not preempted
         again at once. Running sequences have the pages of all they know by now: one that did not would have spent the budget.
         """
-        while budget > 0 and len(self._waiting) > 0 and len(self._running) < self._options.max_num_seqs:
+        while budget > 0 and len(self._waiting) > 0 and len(self._running) < self._most_running:
             sequence = self._waiting.first
             prefix = self._find_prefix(sequence)
             if not self._kv.open(sequence, prefix, reserve=len(self._running)):

@@ -107,7 +107,7 @@ def test_two_different_models_are_refused():
         (["--dtype", "int3"], ["--dtype", "bfloat16"]),
         (["--quantization", "awq"], ["--quantization", "auto, none, int8, int4, fp8", "'awq'"]),
         (["--dtype"], ["--dtype", "expected one argument"]),
-        (["-pp", "2"], ["pipeline_parallel_size=2"]),
+        (["-pp", "0"], ["pipeline_parallel_size", "at least 1"]),
         (["-dp", "2"], ["data_parallel_size=2"]),
         (["-tp", "0"], ["tensor_parallel_size", "at least 1"]),
         (["--max-num-seqs", "0"], ["max_num_seqs", "at least 1"]),

@@ -1,4 +1,4 @@
-"""Ranks that share each layer give one rank's greedy tokens, and a rank's death is told, with its name, and leaves nothing behind."""
+"""Ranks that share layers give one rank's greedy tokens, and a rank's death is told, with its name, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ FAMILIES = ("llama", "llama-biases", "mistral", "qwen2", "qwen3", "gemma2", "gem
 PROMPTS = ([5, 9, 33, 51, 8], list(range(3, 60)), [50, 4] * 9)
 
 
-def start(folder: Path, size: int, **options: object) -> EngineCore:
+def start(folder: Path, tensor: int, pipeline: int = 1, **options: object) -> EngineCore:
     chosen = {"dtype": "float32", "threads": 2, "kv_cache_memory_bytes": 2**20, "max_num_batched_tokens": 32, "max_model_len": 96} | options
-    return EngineCore(engine_options(tensor_parallel_size=size, **chosen), ModelFiles("tiny", "hf", folder))
+    layout = {"tensor_parallel_size": tensor, "pipeline_parallel_size": pipeline}
+    return EngineCore(engine_options(**layout, **chosen), ModelFiles("tiny", "hf", folder))
 
 
 def generate(core: EngineCore, **params: object) -> list[list[int]]:
@@ -72,27 +73,55 @@ def test_greedy_tokens_are_those_of_one_rank(family: str, tmp_path: Path) -> Non
     expected = generate(core)
     core.shutdown()
     # Four ranks are more than the two key/value heads that these have: each keeps a copy of one.
-    for size in (2, 4):
-        core = start(tmp_path, size)
-        assert generate(core) == expected
+    for layout in ((2, 1), (4, 1), (1, 2), (2, 2)):
+        core = start(tmp_path, *layout)
+        assert generate(core) == expected, layout
         core.shutdown()
+
+
+def test_three_stages_share_four_layers(tmp_path: Path) -> None:
+    save_checkpoint("gemma3", tmp_path)
+    assert [len(shard.layers) for shard in share_out(read_model_config(ModelFiles("tiny", "hf", tmp_path)), 1, 3)] == [1, 2, 1]
+    runs = []
+    for stages in (1, 3):
+        core = start(tmp_path, 1, stages)
+        runs.append(generate(core))
+        core.shutdown()
+    assert runs[0] == runs[1]
+
+
+def test_each_stage_of_a_pipeline_has_a_step(tiny: Path) -> None:
+    """A prompt's chunks follow each other, decoding sequences take turns, and a token is never asked for before it is known."""
+    core = start(tiny, 1, 2, max_num_batched_tokens=8)
+    for number, prompt in enumerate(([7] * 40, [5, 9], [6, 8])):
+        core.handle(AddRequest(str(number), prompt, SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True), seed=0))
+    in_flight, chunks, turns = [], 0, 0
+    while core.has_work():
+        core.step()
+        in_flight.append(len(core._in_flight))
+        steps = [{entry.seq_id: entry for entry in batch.scheduled} for batch, _ in core._in_flight]
+        chunks += len(steps) == 1 and 0 in steps[0] and not steps[0][0].samples
+        turns += core.scheduler.num_running == 3 and len(steps) == 1 and all(entry.samples for entry in steps[0].values())
+    core.shutdown()
+    assert max(in_flight) == 1, "one more than those that stay when a step has been collected: as many as stages"
+    assert chunks >= 3 and turns >= 8
 
 
 def test_drawn_tokens_penalties_and_logprobs_are_those_of_one_rank(tiny: Path) -> None:
     params = {"temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.2, "logprobs": 2, "prompt_logprobs": 1}
-    prompts = []
-    for size in (1, 2):
-        core = start(tiny, size)
-        prompts.append(generate(core, **params))
+    runs = []
+    for layout in ((1, 1), (2, 1), (1, 2)):
+        core = start(tiny, *layout)
+        runs.append(generate(core, **params))
         core.shutdown()
-    assert prompts[0] == prompts[1]
+    assert runs[0] == runs[1] == runs[2]
 
 
 def test_the_same_layout_gives_the_same_tokens_in_bfloat16_and_int8(tiny: Path) -> None:
     for options in ({"dtype": "bfloat16"}, {"quantization": "int8"}):
         runs = []
         for _ in range(2):
-            core = start(tiny, 2, **options)
+            core = start(tiny, 2, 2, **options)
             runs.append(generate(core))
             core.shutdown()
         assert runs[0] == runs[1]
@@ -101,11 +130,12 @@ def test_the_same_layout_gives_the_same_tokens_in_bfloat16_and_int8(tiny: Path) 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "running"])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=lambda how: how.name)
+@pytest.mark.parametrize("layout", [(2, 1), (1, 2)], ids=["tensor", "pipeline"])
 def test_a_rank_that_dies_or_hangs_is_named(
-    tiny: Path, rank: int, busy: bool, how: signal.Signals, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, layout: tuple[int, int], rank: int, busy: bool, how: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(multiproc, "SILENCE_SECONDS", 3.0)
-    core = start(tiny, 2)
+    core = start(tiny, *layout)
     pids = worker_pids(core)
 
     def go_on() -> None:

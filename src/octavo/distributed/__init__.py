@@ -1,0 +1,1 @@
+"""Between processes that share a model, over torch.distributed."""
