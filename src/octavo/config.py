@@ -71,7 +71,7 @@ class ModelOptions:
 class CacheOptions:
     """The pool of KV pages."""
 
-    kv_cache_memory_bytes: int | None = option(None, "size of the KV pool in bytes (K, M, G suffixes allowed)", kind=int)
+    kv_cache_memory_bytes: int | None = option(None, "size of an engine's KV pool in bytes (K, M, G suffixes allowed)", kind=int)
     gpu_memory_utilization: float | None = option(
         None, "share of the free memory to plan with, where no size is given (0.9 on a GPU, 0.4 of RAM on a CPU)", kind=float
     )
@@ -98,10 +98,10 @@ class DeviceOptions:
     """Where the model runs."""
 
     device: str = option("auto", "device of the model", choices=("auto", "cpu", "cuda"))
-    threads: int | None = option(None, "CPU threads of the model, all ranks together; the usable cores when omitted", kind=int)
+    threads: int | None = option(None, "CPU threads of the model, all ranks and engines together; the usable cores when omitted", kind=int)
     tensor_parallel_size: int = option(1, "ranks that share each layer, a process each (on a CPU)", flags=("-tp",))
     pipeline_parallel_size: int = option(1, "stages that share the layers out, tensor_parallel_size ranks each (on a CPU)", flags=("-pp",))
-    data_parallel_size: int = option(1, "engines side by side, each with the whole model (only 1 yet)", flags=("-dp",))
+    data_parallel_size: int = option(1, "engines side by side in one server, each with the whole model", flags=("-dp",))
     enforce_eager: bool = option(False, "never capture decoding steps as CUDA graphs (a CPU has none)")
 
 
@@ -179,8 +179,6 @@ def check(options: EngineOptions) -> None:
             omitted = value is None and f.default is None
             if choices and value not in choices and not omitted:
                 raise ConfigError(f"{f.name} must be one of {', '.join(map(str, choices))}; got {value!r}.")
-    if device.data_parallel_size != 1:
-        raise ConfigError(f"data_parallel_size={device.data_parallel_size} is not available yet; only 1 is.")
     for name, value in (
         ("max_model_len", model.max_model_len),
         ("kv_cache_memory_bytes", cache.kv_cache_memory_bytes),
@@ -190,6 +188,7 @@ def check(options: EngineOptions) -> None:
         ("threads", device.threads),
         ("tensor_parallel_size", device.tensor_parallel_size),
         ("pipeline_parallel_size", device.pipeline_parallel_size),
+        ("data_parallel_size", device.data_parallel_size),
     ):
         if value is not None and value < 1:
             raise ConfigError(f"{name} must be at least 1; got {value}.")

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from octavo.config import engine_options
 from octavo.engine.core import EngineCore
 from octavo.engine.messages import AbortSequences, Call, StepOutput
-from octavo.errors import EngineDeadError, InvalidRequestError
+from octavo.errors import ConfigError, EngineDeadError, InvalidRequestError
 from octavo.frontend.beam_search import BeamSearch, step_params
 from octavo.frontend.beam_types import BeamSearchOutput, BeamSearchParams, BeamSearchSequence
 from octavo.frontend.chat_template import require_chat_template
@@ -56,6 +56,8 @@ class LLM:
 
     def __init__(self, model: str | None = None, **options: Any) -> None:
         self._options = engine_options(model=model, **options)
+        if self._options.device.data_parallel_size != 1:
+            raise ConfigError("data_parallel_size: an LLM runs one engine; several side by side are a server's, or an AsyncLLM's.")
         files = resolve(self._options.model.model, self._options.model.revision)
         with ThreadPoolExecutor(1) as pool:  # the small files are read while the weights load
             reading = pool.submit(load_served_model, self._options.model, files)

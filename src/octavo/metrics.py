@@ -8,7 +8,7 @@ All calls come from one event loop, so nothing is locked.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -114,19 +114,16 @@ class EngineFigures:
     rss_bytes: int = -1
 
 
-class Metrics(Collector):
-    """All metrics of one server.
+class EngineMetrics:
+    """What is counted of one engine and the requests that it runs.
 
     Attributes:
-        model_name: the label of every metric; set once the name is known.
-        figures: the engine's latest figures; see ``update_engine``.
+        figures: the engine's latest figures; see ``update``.
         cache_config: labels of ``cache_config_info``; empty until the engine is ready.
         plan_bytes: the memory plan by part; empty until the engine is ready.
     """
 
     def __init__(self) -> None:
-        self.model_name = ""
-        self.engine = "0"
         self.figures = EngineFigures()
         self.cache_config: dict[str, str] = {}
         self.plan_bytes: dict[str, int] = {}
@@ -148,11 +145,8 @@ class Metrics(Collector):
         self._prefix_queries = RestartProofCounter()
         self._prefix_hits = RestartProofCounter()
         self._preemptions: dict[str, RestartProofCounter] = {}
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
-        ProcessCollector(registry=self._registry)
 
-    def update_engine(self, figures: EngineFigures) -> None:
+    def update(self, figures: EngineFigures) -> None:
         """Take in the engine's latest figures."""
         self.figures = figures
         self.prefix_queries = self._prefix_queries.read(figures.prefix_queries)
@@ -160,6 +154,22 @@ class Metrics(Collector):
         for reason in {*figures.preemptions, *self._preemptions}:
             counter = self._preemptions.setdefault(reason, RestartProofCounter())
             self.preemptions[reason] = counter.read(figures.preemptions.get(reason, 0))
+
+
+class Metrics(Collector):
+    """All metrics of one server.
+
+    Attributes:
+        model_name: the label of every metric; set once the name is known.
+        engines: by their number, which is the other label.
+    """
+
+    def __init__(self, engines: int = 1) -> None:
+        self.model_name = ""
+        self.engines = [EngineMetrics() for _ in range(engines)]
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
 
     def render(self) -> bytes:
         """Everything in Prometheus's text format 0.0.4."""
@@ -177,69 +187,82 @@ class Metrics(Collector):
         return iter(())
 
     @property
-    def _labels(self) -> tuple[str, str]:
-        return (self.model_name, self.engine)
+    def _labelled(self) -> list[tuple[tuple[str, str], EngineMetrics]]:
+        """The engines with their labels."""
+        return [((self.model_name, str(number)), engine) for number, engine in enumerate(self.engines)]
 
     def _gauges(self) -> Iterator[Metric]:
-        figures = self.figures
-        for name, text, value in (
-            ("vllm:num_requests_running", "Requests that are being computed.", figures.num_running),
-            ("vllm:num_requests_waiting", "Requests that wait for a place.", figures.num_waiting),
-            ("vllm:kv_cache_usage_perc", "Share of the KV pages in use; 1 is all of them.", figures.kv_usage),
-            ("octavo:kv_cache_waste_ratio", "Share of the slots in used KV pages that hold no token.", figures.kv_waste),
+        for name, text, field_name in (
+            ("vllm:num_requests_running", "Requests that are being computed.", "num_running"),
+            ("vllm:num_requests_waiting", "Requests that wait for a place.", "num_waiting"),
+            ("vllm:kv_cache_usage_perc", "Share of the KV pages in use; 1 is all of them.", "kv_usage"),
+            ("octavo:kv_cache_waste_ratio", "Share of the slots in used KV pages that hold no token.", "kv_waste"),
         ):
             gauge = GaugeMetricFamily(name, text, labels=LABELS)
-            gauge.add_metric(self._labels, value)
+            for labels, engine in self._labelled:
+                gauge.add_metric(labels, getattr(engine.figures, field_name))
             yield gauge
 
     def _counters(self) -> Iterator[Metric]:
-        for name, text, value in (
-            ("vllm:prompt_tokens", "Prompt tokens of requests whose prompt was computed.", self.prompt_tokens),
-            ("vllm:generation_tokens", "Tokens generated.", self.generation_tokens),
-            ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", self.prefix_queries),
-            ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", self.prefix_hits),
-            ("vllm:num_preemptions", "Sequences preempted because pages ran out.", sum(self.preemptions.values())),
-        ):
+        readers: tuple[tuple[str, str, Callable[[EngineMetrics], int]], ...] = (
+            ("vllm:prompt_tokens", "Prompt tokens of requests whose prompt was computed.", lambda engine: engine.prompt_tokens),
+            ("vllm:generation_tokens", "Tokens generated.", lambda engine: engine.generation_tokens),
+            ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", lambda engine: engine.prefix_queries),
+            ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", lambda engine: engine.prefix_hits),
+            ("vllm:num_preemptions", "Sequences preempted because pages ran out.", lambda engine: sum(engine.preemptions.values())),
+        )
+        for name, text, read in readers:
             counter = CounterMetricFamily(name, text, labels=LABELS)
-            counter.add_metric(self._labels, value)
+            for labels, engine in self._labelled:
+                counter.add_metric(labels, read(engine))
             yield counter
         finished = CounterMetricFamily("vllm:request_success", "Requests that ended, by reason.", labels=(*LABELS, "finished_reason"))
-        for reason, count in self.finished.items():
-            finished.add_metric((*self._labels, reason), count)
+        for labels, engine in self._labelled:
+            for reason, count in engine.finished.items():
+                finished.add_metric((*labels, reason), count)
         yield finished
 
     def _histograms(self) -> Iterator[Metric]:
-        for name, text, histogram in (
-            ("vllm:time_to_first_token_seconds", "Time from arrival to the first token.", self.time_to_first_token),
-            ("vllm:inter_token_latency_seconds", "Time between a sequence's tokens.", self.inter_token_latency),
-            ("vllm:e2e_request_latency_seconds", "Time from arrival to the end.", self.e2e_latency),
-            ("vllm:request_queue_time_seconds", "Time a request waited for a place.", self.queue_time),
-            ("vllm:request_prefill_time_seconds", "Time from a request's place to its first token.", self.prefill_time),
-            ("vllm:request_decode_time_seconds", "Time from a request's first token to its end.", self.decode_time),
-            ("vllm:request_prompt_tokens", "Prompt tokens of a request.", self.request_prompt_tokens),
-            ("vllm:request_generation_tokens", "Tokens generated for a request.", self.request_generation_tokens),
-            ("vllm:iteration_tokens_total", "Tokens computed in a step.", self.iteration_tokens),
+        for name, text, field_name in (
+            ("vllm:time_to_first_token_seconds", "Time from arrival to the first token.", "time_to_first_token"),
+            ("vllm:inter_token_latency_seconds", "Time between a sequence's tokens.", "inter_token_latency"),
+            ("vllm:e2e_request_latency_seconds", "Time from arrival to the end.", "e2e_latency"),
+            ("vllm:request_queue_time_seconds", "Time a request waited for a place.", "queue_time"),
+            ("vllm:request_prefill_time_seconds", "Time from a request's place to its first token.", "prefill_time"),
+            ("vllm:request_decode_time_seconds", "Time from a request's first token to its end.", "decode_time"),
+            ("vllm:request_prompt_tokens", "Prompt tokens of a request.", "request_prompt_tokens"),
+            ("vllm:request_generation_tokens", "Tokens generated for a request.", "request_generation_tokens"),
+            ("vllm:iteration_tokens_total", "Tokens computed in a step.", "iteration_tokens"),
         ):
             family = HistogramMetricFamily(name, text, labels=LABELS)
-            family.add_metric(self._labels, buckets=histogram.buckets(), sum_value=histogram.total)
+            for labels, engine in self._labelled:
+                histogram: Histogram = getattr(engine, field_name)
+                family.add_metric(labels, buckets=histogram.buckets(), sum_value=histogram.total)
             yield family
 
     def _details(self) -> Iterator[Metric]:
-        """What exists only once the engine is ready, and Octavo's own break-downs."""
-        if self.cache_config:
-            info = GaugeMetricFamily("vllm:cache_config_info", "The KV pool.", labels=("engine", *self.cache_config))
-            info.add_metric((self.engine, *self.cache_config.values()), 1)
+        """What exists only once an engine is ready, and Octavo's own break-downs."""
+        config = next((engine.cache_config for engine in self.engines if engine.cache_config), {})
+        if config:
+            info = GaugeMetricFamily("vllm:cache_config_info", "The KV pool.", labels=("engine", *config))
+            for (_, number), engine in self._labelled:
+                if engine.cache_config:
+                    info.add_metric((number, *engine.cache_config.values()), 1)
             yield info
-        if self.plan_bytes:
+        if any(engine.plan_bytes for engine in self.engines):
             plan = GaugeMetricFamily("octavo:memory_plan_bytes", "The memory plan, by part.", labels=(*LABELS, "part"))
-            for part, size in self.plan_bytes.items():
-                plan.add_metric((*self._labels, part), size)
+            for labels, engine in self._labelled:
+                for part, size in engine.plan_bytes.items():
+                    plan.add_metric((*labels, part), size)
             yield plan
-        if self.figures.rss_bytes >= 0:
+        if any(engine.figures.rss_bytes >= 0 for engine in self.engines):
             resident = GaugeMetricFamily("octavo:engine_resident_memory_bytes", "Resident memory of the engine process.", labels=LABELS)
-            resident.add_metric(self._labels, self.figures.rss_bytes)
+            for labels, engine in self._labelled:
+                if engine.figures.rss_bytes >= 0:
+                    resident.add_metric(labels, engine.figures.rss_bytes)
             yield resident
         preemptions = CounterMetricFamily("octavo:preemptions", "Sequences preempted, by reason.", labels=(*LABELS, "reason"))
-        for reason, count in self.preemptions.items():
-            preemptions.add_metric((*self._labels, reason), count)
+        for labels, engine in self._labelled:
+            for reason, count in engine.preemptions.items():
+                preemptions.add_metric((*labels, reason), count)
         yield preemptions

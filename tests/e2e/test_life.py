@@ -105,6 +105,25 @@ async def test_two_ranks_answer_and_a_dead_one_is_named_and_comes_back(tmp_path:
         assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
 
 
+async def test_one_of_two_engines_dies_and_the_other_serves(tmp_path: Path) -> None:
+    with serving(tmp_path, *SMALL, "--data-parallel-size", "2") as server:
+        pids = engine_pids(server)
+        assert len(pids) == 2
+        async with httpx.AsyncClient(timeout=120) as client:
+            both = [asyncio.ensure_future(client.post(f"{server.url}/generate", json=LONG_ANSWER)) for _ in range(2)]
+            while server.metric("vllm:num_requests_running") < 2:
+                await asyncio.sleep(0.02)
+            text = (await client.get(f"{server.url}/metrics")).text
+            assert all(f'vllm:num_requests_running{{engine="{number}",model_name=' in text for number in (0, 1))
+            os.kill(pids[0], signal.SIGKILL)
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            assert (await client.get(f"{server.url}/health")).status_code == 200
+            assert (await client.post(f"{server.url}/generate", json=SHORT_ANSWER)).status_code == 200
+            assert sorted([answer.status_code for answer in await asyncio.gather(*both)]) == [200, 500]
+        server.wait_until(lambda: len(set(engine_pids(server)) - {pids[0]}) == 2, 60, "a new engine")
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
 async def test_sigterm_lets_running_requests_finish_and_refuses_new_ones(tmp_path: Path) -> None:
     with serving(tmp_path, *SMALL) as server:
         async with httpx.AsyncClient(timeout=120) as client:

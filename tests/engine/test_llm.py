@@ -14,7 +14,7 @@ from fake_engine import FakeCore
 
 from octavo import llm as module
 from octavo.engine.messages import AbortSequences, AddRequest
-from octavo.errors import EngineDeadError, InvalidRequestError
+from octavo.errors import ConfigError, EngineDeadError, InvalidRequestError
 from octavo.frontend.chat_template import ChatTemplate
 from octavo.llm import LLM
 from octavo.sampling_params import SamplingParams
@@ -257,3 +257,8 @@ def test_shutdown_ends_its_use_and_may_come_twice(llm: LLM) -> None:
     llm.shutdown()
     with pytest.raises(EngineDeadError, match="shut down"):
         llm.generate("a", tokens(1), use_tqdm=False)
+
+
+def test_several_engines_are_not_for_it() -> None:
+    with pytest.raises(ConfigError, match="an LLM runs one engine"):
+        LLM(data_parallel_size=2)

@@ -13,6 +13,7 @@ from octavo.async_llm import AsyncLLM
 from octavo.engine.messages import Failed
 from octavo.errors import EngineDeadError, InvalidRequestError, ModelLoadError
 from octavo.frontend import client as module
+from octavo.frontend import replica
 from octavo.frontend.outputs import RequestOutput
 from octavo.sampling_params import SamplingParams
 
@@ -20,7 +21,7 @@ from octavo.sampling_params import SamplingParams
 @pytest.fixture
 def spawner(monkeypatch: pytest.MonkeyPatch) -> FakeSpawner:
     fake = FakeSpawner(FakeCore)
-    monkeypatch.setattr(module, "EngineProcess", fake)
+    monkeypatch.setattr(replica, "EngineProcess", fake)
     monkeypatch.setattr(module, "resolve", lambda model, revision, progress: "files")
     monkeypatch.setattr(module, "load_served_model", lambda options, files: byte_model(sampling_defaults={"max_tokens": 4}))
     return fake

@@ -69,7 +69,9 @@ class FakeClient:
         self.failure: str | None = None
         self.ready: Ready | None = Ready(CONTEXT, 256, 64, 16, {"weights": 1000, "kv_cache": 500})
         self.stats = EngineStats()
-        self.on_step: Callable[[EngineStats], None] = lambda stats: None
+        self.number = 0
+        self.replicas = [self]
+        self.on_step: Callable[[int, EngineStats], None] = lambda number, stats: None
         self.template: ChatTemplate | None = ChatTemplate(TEMPLATE, {})
         self.defaults: dict[str, Any] = {}
         self.reply: Callable[[str, int], str] = lambda prompt, index: "Paris" + "!" * index
@@ -219,7 +221,7 @@ class FakeClient:
             if delta.finished:
                 delta.times = RequestTimes(begin, begin + 0.01, begin + 0.02, begin + 0.5)
             self.stats = EngineStats(1, 0, 0.5, 0.01, 100, 40, {"pages": 2}, step_tokens=3, steps=self.stats.steps + 1, rss_bytes=12345)
-            self.on_step(self.stats)
+            self.on_step(0, self.stats)
             channel.put(delta)
 
     def _sequence(self, index: int, step: int, reply: str, most: int, params: SamplingParams) -> SequenceDelta:

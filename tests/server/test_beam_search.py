@@ -16,8 +16,9 @@ from table_core import TableCore, next_logprobs
 
 from octavo.batch import TokenLogprobs
 from octavo.config import engine_options
-from octavo.engine.messages import AddRequest, SequenceUpdate
+from octavo.engine.messages import AddRequest, Ready, SequenceUpdate
 from octavo.frontend import client as module
+from octavo.frontend import replica
 from octavo.frontend.beam_search import BeamSearch
 from octavo.frontend.chat_template import ChatTemplate
 from octavo.frontend.client import EngineClient
@@ -41,7 +42,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, FakeSpawne
     def make_one(core: Any = TableCore, **options: Any) -> tuple[Any, FakeSpawner]:
         spawner = FakeSpawner(core)
         model = byte_model(128, chat_template=ChatTemplate(TEMPLATE, {}), sampling_defaults={"temperature": 0.2, "top_p": 0.9, "top_k": 5})
-        monkeypatch.setattr(module, "EngineProcess", spawner)
+        monkeypatch.setattr(replica, "EngineProcess", spawner)
         monkeypatch.setattr(module, "resolve", lambda *_: "files")
         monkeypatch.setattr(module, "load_served_model", lambda *_: model)
         client: Any = EngineClient(engine_options(**options))
@@ -264,7 +265,7 @@ async def test_a_beam_search_that_runs_outlives_the_beginning_of_a_drain(make: A
 
 async def test_a_full_queue_turns_new_searches_away_and_no_running_one(make: Any, serve: Any) -> None:
     client, spawner = make(None, max_num_queued_reqs=1, max_num_seqs=1)
-    spawner.greet = lambda process: process.say(module.Ready(128, 0, 64, 16, {}))
+    spawner.greet = lambda process: process.say(Ready(128, 0, 64, 16, {}))
     async with serve(client) as url:
         process, http, task = await begin(url, spawner, max_tokens=2)
         refused = await http.post(f"{url}/v1/completions", json=COMPLETION)

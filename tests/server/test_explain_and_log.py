@@ -133,7 +133,7 @@ def test_parameters_are_summed_up_without_any_text() -> None:
 
 def test_a_beam_search_is_told_as_one(engine: Any) -> None:
     service = Service(engine, engine.options, None)  # type: ignore[arg-type]
-    follower = RequestFollower(service, "r", 3, 0.0)
+    follower = RequestFollower(service.metrics.engines[0], "r", 3, 0.0)
     follower.take(RequestDelta("r", [SequenceDelta(0, "", [1], None, "stop")], None, 0, True, RequestTimes(1.0, 1.5, 2.0, 4.0, 3)))
     found = pairs(line("/generate", "m", SamplingParams(n=4), 0.5, follower))
     assert (found["n"], found["beam_search"], found["preemptions"]) == ("4", "length_penalty:0.5", "3")

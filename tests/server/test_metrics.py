@@ -153,5 +153,5 @@ def test_histogram_counts_a_bound_into_its_own_bucket() -> None:
 
 def test_unknown_resident_memory_is_left_out() -> None:
     metrics = Metrics()
-    metrics.update_engine(EngineFigures(rss_bytes=-1))
+    metrics.engines[0].update(EngineFigures(rss_bytes=-1))
     assert b"engine_resident_memory" not in metrics.render()

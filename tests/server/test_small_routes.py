@@ -110,7 +110,7 @@ async def test_request_id_of_the_client_is_kept_where_it_is_sane(url: str) -> No
 
 async def test_line_of_load_tells_the_figures(engine: Any) -> None:
     service = Service(engine, engine.options, None)  # type: ignore[arg-type]
-    service.metrics.update_engine(EngineFigures(3, 4, 0.25, prefix_queries=10, prefix_hits=5))
+    service.metrics.engines[0].update(EngineFigures(3, 4, 0.25, prefix_queries=10, prefix_hits=5))
     assert line(service, 100.0, 20.5) == (
         "load: 3 running, 4 waiting, prompt 100.0 tokens/s, generation 20.5 tokens/s, KV pages 25.0% used, prefix cache 50.0% hit"
     )

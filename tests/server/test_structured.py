@@ -14,6 +14,7 @@ from fake_engine import FakeCore, FakeProcess, FakeSpawner
 from octavo.config import engine_options
 from octavo.engine.messages import AddRequest
 from octavo.frontend import client as module
+from octavo.frontend import replica
 from octavo.frontend.chat_template import ChatTemplate
 from octavo.frontend.client import EngineClient
 from octavo.structured_outputs import MAX_CHOICES, MAX_CONSTRAINT_BYTES, MAX_REGEX_BYTES, StructuredOutputs
@@ -37,7 +38,7 @@ class Client(EngineClient):
 def spawner(monkeypatch: pytest.MonkeyPatch) -> FakeSpawner:
     fake = FakeSpawner(FakeCore)
     template = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}", {})
-    monkeypatch.setattr(module, "EngineProcess", fake)
+    monkeypatch.setattr(replica, "EngineProcess", fake)
     monkeypatch.setattr(module, "resolve", lambda model, revision, progress: "files")
     monkeypatch.setattr(module, "load_served_model", lambda options, files: byte_model(max_model_len=128, chat_template=template))
     return fake

@@ -10,6 +10,7 @@ from typing import Any
 from octavo.batch import TokenLogprobs
 from octavo.config import EngineOptions
 from octavo.engine.messages import (
+    ALONE,
     AbortSequences,
     AddRequest,
     Call,
@@ -20,6 +21,7 @@ from octavo.engine.messages import (
     Loading,
     Ready,
     RequestTimes,
+    Seat,
     SequenceUpdate,
     StepOutput,
 )
@@ -103,6 +105,7 @@ class FakeProcess:
     Attributes:
         sent: all messages to the engine, in order.
         core: where given, answers by itself, a step at each message and after each step.
+        options, seat: what it was spawned with.
     """
 
     def __init__(self, core: FakeCore | None = None) -> None:
@@ -110,6 +113,8 @@ class FakeProcess:
         self.core = core
         self.stopped = False
         self.pid = 1
+        self.options = EngineOptions()
+        self.seat = ALONE
         self._outbox: asyncio.Queue[EngineOutput | Exception] = asyncio.Queue()
 
     def say(self, message: EngineOutput) -> None:
@@ -167,8 +172,9 @@ class FakeSpawner:
         self.greet: Callable[[FakeProcess], Any] = be_ready
         self._core = core
 
-    async def spawn(self, options: EngineOptions, files: object) -> FakeProcess:
+    async def spawn(self, options: EngineOptions, files: object, seat: Seat) -> FakeProcess:
         process = FakeProcess(self._core() if self._core is not None else None)
+        process.options, process.seat = options, seat
         self.processes.append(process)
         self.greet(process)
         return process

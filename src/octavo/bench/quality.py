@@ -141,8 +141,9 @@ def measure_quality(files: ModelFiles, options: EngineOptions, text: str | None 
     """
     if options.model.load_format == "dummy":
         raise ConfigError("--quality needs the model's own weights; load_format=dummy makes random ones, whose quality says nothing.")
-    if options.device.tensor_parallel_size * options.device.pipeline_parallel_size != 1:
-        raise ConfigError("--quality runs a model on one rank; leave out --tensor-parallel-size and --pipeline-parallel-size.")
+    layout = options.device
+    if (layout.tensor_parallel_size, layout.pipeline_parallel_size, layout.data_parallel_size) != (1, 1, 1):
+        raise ConfigError("--quality runs a model on one rank; leave out the flags for parallel ones.")
     config = read_model_config(files)
     tokenizer = load_tokenizer(files, options.model.tokenizer, options.model.revision)
     size = min(WINDOW, options.model.max_model_len or config.max_position_embeddings)

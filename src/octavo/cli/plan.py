@@ -48,7 +48,9 @@ def run(argv: list[str]) -> int:
     files = resolve(options.model.model, options.model.revision)
     config = read_model_config(files)
     formats = stored_formats(files, config, options.model.load_format)
-    plan = bill_of(plan_ranks(config, options, select_device(options.device), formats=formats))
+    device, engines = select_device(options.device), options.device.data_parallel_size
+    available = device.free_bytes() // engines if device.kind == "cpu" else None
+    plan = bill_of(plan_ranks(config, options, device, available, formats))
     quality = _quality(files, options) if args.quality else None
     if args.json:
         bill = {"model": files.name, **dataclasses.asdict(plan), "total": plan.total, "pool_tokens": plan.pool_tokens}

@@ -17,6 +17,7 @@ from typing import Any
 from octavo.batch import Batch, NewSequence, PendingStep, ScheduledSequence
 from octavo.config import EngineOptions
 from octavo.engine.messages import (
+    ALONE,
     AbortSequences,
     AddRequest,
     Call,
@@ -25,6 +26,7 @@ from octavo.engine.messages import (
     EngineStats,
     Ready,
     RequestTimes,
+    Seat,
     SequenceUpdate,
     StepOutput,
 )
@@ -63,6 +65,7 @@ class EngineCore:
         files: the checkpoint.
         progress: told (phase, fraction) while the model loads.
         make_executor: what holds the model, if not the executor that the options ask for; tests put a fake here.
+        seat: which of several engines this is.
 
     Raises:
         OctavoError: a checkpoint that cannot be served, a plan that does not fit, an option that cannot be honoured.
@@ -74,10 +77,12 @@ class EngineCore:
         files: ModelFiles,
         progress: Callable[[str, float], None] = _no_progress,
         make_executor: Callable[..., Executor] | None = None,
+        seat: Seat = ALONE,
     ) -> None:
-        device = select_device(options.device)
+        device = select_device(options.device, seat.number, seat.count)
         config = read_model_config(files)
-        plans = plan_ranks(config, options, device, formats=stored_formats(files, config, options.model.load_format))
+        available = seat.memory_bytes if device.kind == "cpu" else None
+        plans = plan_ranks(config, options, device, available, stored_formats(files, config, options.model.load_format))
         self.plan = bill_of(plans)
         for name, size, note in self.plan.rows():
             logger.info("plan: %-12s %10s  %s", name, gib(size), note)

@@ -10,6 +10,29 @@ from octavo.batch import TokenLogprobs
 from octavo.sampling_params import SamplingParams
 from octavo.vocabulary import Vocabulary
 
+
+class Seat(msgspec.Struct, frozen=True):
+    """An engine's place among the server's.
+
+    Attributes:
+        number: in [0, count).
+        memory_bytes: what is free of the host's memory for it; None where it is alone and asks itself.
+    """
+
+    number: int = 0
+    count: int = 1
+    memory_bytes: int | None = None
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return "the engine" if self.count == 1 else f"engine {self.number}"
+
+
+ALONE = Seat()
+"""The one engine there is."""
+
+
 # ---- server -> engine ------------------------------------------------------------------------------------------------
 
 

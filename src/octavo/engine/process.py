@@ -22,7 +22,7 @@ import zmq.asyncio
 
 from octavo import env, log
 from octavo.config import EngineOptions
-from octavo.engine.messages import EngineInput, EngineOutput, Failed, Loading, Shutdown
+from octavo.engine.messages import ALONE, EngineInput, EngineOutput, Failed, Loading, Seat, Shutdown
 from octavo.errors import EngineDeadError, OctavoError
 from octavo.executor.child_process import describe_end, leave_with_parent
 from octavo.models.hub import ModelFiles
@@ -43,6 +43,7 @@ class EngineStart(msgspec.Struct):
 
     inbox: str
     outbox: str
+    seat: Seat
     options: EngineOptions
     model_name: str
     model_kind: Literal["hf", "gguf"]
@@ -63,7 +64,7 @@ class EngineProcess:
         self._next: asyncio.Future[bytes] | None = None
 
     @classmethod
-    async def spawn(cls, options: EngineOptions, files: ModelFiles) -> EngineProcess:
+    async def spawn(cls, options: EngineOptions, files: ModelFiles, seat: Seat = ALONE) -> EngineProcess:
         """Start the process; it reports ``Loading`` and then ``Ready`` or ``Failed`` through ``receive``."""
         folder = tempfile.mkdtemp(prefix="octavo-")
         context = zmq.asyncio.Context.instance()
@@ -71,7 +72,7 @@ class EngineProcess:
         for socket in (inbox, outbox):
             socket.set_hwm(0)
             socket.setsockopt(zmq.LINGER, 0)
-        start = EngineStart(f"ipc://{folder}/in", f"ipc://{folder}/out", options, files.name, files.kind, str(files.path))
+        start = EngineStart(f"ipc://{folder}/in", f"ipc://{folder}/out", seat, options, files.name, files.kind, str(files.path))
         inbox.bind(start.inbox)
         outbox.bind(start.outbox)
         process = await asyncio.create_subprocess_exec(
@@ -127,9 +128,9 @@ class EngineProcess:
 
 def main() -> None:
     """The child's entry: read the start line, load, serve until told to stop or the parent is gone."""
-    log.configure("engine")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     start = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineStart)
+    log.configure(start.seat.name.removeprefix("the "))
     threading.Thread(target=leave_with_parent, daemon=True).start()
     context = zmq.Context()
     inbox, outbox = context.socket(zmq.PULL), context.socket(zmq.PUSH)
@@ -165,7 +166,7 @@ def _serve(start: EngineStart, inbox: zmq.Socket[bytes], outbox: zmq.Socket[byte
     from octavo.engine.core import EngineCore
 
     files = ModelFiles(start.model_name, start.model_kind, Path(start.model_path))
-    core = EngineCore(start.options, files, lambda phase, fraction: outbox.send(encoder.encode(Loading(phase, fraction))))
+    core = EngineCore(start.options, files, lambda phase, fraction: outbox.send(encoder.encode(Loading(phase, fraction))), seat=start.seat)
     outbox.send(encoder.encode(core.ready))
     stuck = False
     while True:

@@ -64,7 +64,7 @@ async def submit_beams(
     search = BeamSearch(params, length_penalty, max_tokens, eos_token_ids, vocab_size)
     run = _Run(client, search, params, request_id, placing, first)
     request = PreparedRequest(first.prompt, params, AddRequest(request_id, first.prompt_token_ids, params, seed=0))
-    return RequestStream(request_id, request, run.channel, run.abort)
+    return RequestStream(request_id, request, run.channel, run.abort, first.engine)
 
 
 class _Run:

@@ -1,6 +1,7 @@
-"""The server's handle on the engine: start it, submit requests, read what comes back, live through its death.
+"""The server's handle on its engines: start them, choose one for each request, live through their deaths.
 
-All of it runs on one event loop; the only threads are those that read files and tokenise long texts. torch is never imported here.
+What becomes of one engine is in ``replica.py``, which request goes where in ``routing.py``. All of it runs on one event loop; the only
+threads are those that read files and tokenise long texts. torch is never imported here.
 """
 
 from __future__ import annotations
@@ -10,31 +11,21 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import time
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
 
 from octavo.config import EngineOptions
-from octavo.engine.messages import (
-    AbortSequences,
-    Call,
-    CallResult,
-    EngineStats,
-    Failed,
-    Loading,
-    Ready,
-    SequenceUpdate,
-    StepOutput,
-)
-from octavo.engine.process import EngineProcess
-from octavo.errors import EngineDeadError, InvalidRequestError, ModelLoadError, NotReadyError, OctavoError, QueueFullError
+from octavo.engine.messages import Call, EngineStats, Ready, Seat
+from octavo.errors import InvalidRequestError, ModelLoadError, NotReadyError, OctavoError, QueueFullError
 from octavo.frontend.input_processor import LONG_TEXT_CHARS, MAX_ID_CHARS, Ask, InputProcessor, PreparedRequest, Prompt, check_text
-from octavo.frontend.output_processor import OutputProcessor
-from octavo.frontend.request_stream import DeltaChannel, RequestStream
+from octavo.frontend.replica import Replica, Watcher
+from octavo.frontend.request_stream import RequestStream
+from octavo.frontend.routing import Router
 from octavo.frontend.served_model import ServedModel, load_served_model
 from octavo.log import get_logger
 from octavo.models.hub import ModelFiles, resolve
+from octavo.runner.device import available_ram, usable_cores
 from octavo.sampling_params import SamplingParams
 
 __all__ = ["EngineClient", "RequestStream"]
@@ -44,42 +35,21 @@ logger = get_logger(__name__)
 FIRST_LOAD_PHASES = frozenset({"starting", "downloading", "loading"})
 """Phases in which requests wait in line; in all others but ``ready`` they are refused."""
 
-MAX_DEATHS_IN_A_ROW = 5
-"""Engine deaths without ``STABLE_SECONDS`` of service in between, after which the client gives up."""
 
-STABLE_SECONDS = 60.0
-FIRST_BACKOFF_SECONDS = 0.5
-"""Wait before the second restart in a row; doubled for each further one. The first comes at once."""
-
-LOADING_STOP_SECONDS = 0.5
-"""How long an engine that did not come up gets to exit by itself."""
-
-
-def _ignore(stats: EngineStats) -> None:
+def _ignore(number: int, stats: EngineStats) -> None:
     """Nobody listens to the steps."""
 
 
-@dataclass(slots=True, eq=False)
-class _LiveRequest:
-    """A request the engine has been told of. ``wire_id`` is never used twice, so late news of an old request cannot reach a new one."""
-
-    request_id: str
-    wire_id: str
-    processor: OutputProcessor
-    channel: DeltaChannel
-
-
 class EngineClient:
-    """Runs the engine process and speaks for it.
+    """Runs the engine processes and speaks for them: one, or ``data_parallel_size`` side by side.
 
     Attributes:
-        phase: starting, downloading, loading, ready, restarting, draining or failed.
+        phase: starting, downloading, loading, ready, restarting, draining or failed. It is ready while one engine is.
         progress: of the phase, in [0, 1]; -1 where unknown.
         failure: why the phase is ``failed``, else None.
         model: what is served; None until its small files are read. Its ``max_model_len`` is final once the phase is ``ready``.
-        ready: the engine's own figures, once it is up.
-        stats: the latest after a step.
-        on_step: called with them after each.
+        replicas: the engines.
+        on_step: called with an engine's number and its figures after each step.
     """
 
     def __init__(self, options: EngineOptions) -> None:
@@ -87,25 +57,37 @@ class EngineClient:
         self.progress = -1.0
         self.failure: str | None = None
         self.model: ServedModel | None = None
-        self.ready: Ready | None = None
-        self.stats = EngineStats()
-        self.on_step: Callable[[EngineStats], None] = _ignore
+        self.on_step: Callable[[int, EngineStats], None] = _ignore
         self._options = options
+        self.replicas = self._make_replicas()
+        self._router = Router(len(self.replicas), options.cache.enable_prefix_caching)
         self._inputs: InputProcessor | None = None
-        self._process: EngineProcess | None = None
-        self._knows_vocabulary: EngineProcess | None = None
         self._main: asyncio.Task[None] | None = None
         self._error: Exception | None = None
+        self._serving = False
         self._stopping = False
         self._phase_changed = asyncio.Event()
         self._nothing_live = asyncio.Event()
         self._nothing_live.set()
-        self._live: dict[str, _LiveRequest] = {}
         self._num_held = 0
         self._names: set[str] = set()
         self._in_line: set[str] = set()
-        self._calls: dict[int, asyncio.Future[CallResult]] = {}
         self._counter = itertools.count(1)
+
+    def _make_replicas(self) -> list[Replica]:
+        """The engines, each with its share of the cores and of the memory that is free now."""
+        options, count = self._options, self._options.device.data_parallel_size
+        memory = None
+        if count > 1:
+            threads = max(1, (options.device.threads or usable_cores()) // count)
+            options = dataclasses.replace(options, device=dataclasses.replace(options.device, threads=threads))
+            memory = available_ram() // count
+        replicas = []
+        for number in range(count):
+            stepped = functools.partial(self._take_stats, number)
+            watcher = Watcher(self._replica_changed, stepped, self._in_line_no_more, self._forget_request)
+            replicas.append(Replica(Seat(number, count, memory), options, watcher))
+        return replicas
 
     # ---- life --------------------------------------------------------------------------------------------------------
 
@@ -137,23 +119,25 @@ class EngineClient:
         try:
             await asyncio.wait_for(self._nothing_live.wait(), timeout)
         except TimeoutError:
-            logger.warning("%d requests still run after %.0f s of draining", len(self._live), timeout)
+            logger.warning("%d requests still run after %.0f s of draining", self._num_live, timeout)
 
     async def shutdown(self) -> None:
         """End everything now: running requests end as aborted, the engine process stops. Idempotent."""
         self._stop_taking()
-        for live in list(self._live.values()):
-            self._abort(live.wire_id)
+        for replica in self.replicas:
+            replica.abort_all()
         if self._main is not None:
             self._main.cancel()
             await asyncio.gather(self._main, return_exceptions=True)
-        await self._drop_process()
-        self._fail_calls("the engine was shut down")
+        for replica in self.replicas:
+            replica.fail_calls("the engine was shut down")
 
     def _stop_taking(self) -> None:
         if self.phase != "failed":
             self._set_phase("draining")
         self._stopping = True
+        for replica in self.replicas:
+            replica.stopping = True
 
     def _set_phase(self, phase: str) -> None:
         if self._stopping:  # on the way out nothing but the exit is worth telling
@@ -229,28 +213,25 @@ class EngineClient:
         """Forget all shared pages.
 
         Returns:
-            False when requests still hold some, and nothing was forgotten.
+            False when requests still hold some in an engine, and nothing was forgotten there.
 
         Raises:
             NotReadyError: the engine does not run.
             EngineDeadError: it died before it answered.
         """
-        if self.phase != "ready" or self._process is None:
+        if self.phase != "ready":
             raise self._not_ready()
-        call = Call(next(self._counter), "reset_prefix_cache")
-        answer: asyncio.Future[CallResult] = asyncio.get_running_loop().create_future()
-        self._calls[call.call_id] = answer
-        try:
-            self._process.send(call)
-            result = await answer
-        finally:
-            self._calls.pop(call.call_id, None)
-        if result.error:
-            raise OctavoError(result.error)
-        return bool(result.value)
+        up = [replica for replica in self.replicas if replica.phase == "ready"]
+        results = await asyncio.gather(*(replica.call(Call(next(self._counter), "reset_prefix_cache")) for replica in up))
+        for replica, result in zip(up, results, strict=True):
+            if result.error:
+                raise OctavoError(result.error)
+            if result.value:
+                self._router.forget(replica.number)
+        return all(result.value for result in results)
 
     def _check_open(self, admitted: bool) -> None:
-        if admitted and self.phase == "draining" and self._process is not None:
+        if admitted and self.phase == "draining" and any(replica.phase == "ready" for replica in self.replicas):
             return
         if self.phase != "ready" and self.phase not in FIRST_LOAD_PHASES:
             raise self._not_ready()
@@ -268,8 +249,9 @@ class EngineClient:
     def _check_room(self) -> None:
         """Refuse a request when as many wait as the queue holds, besides those that will find a free seat in the next step."""
         scheduler = self._options.scheduler
-        seats = self.ready.max_num_seqs if self.ready is not None else scheduler.max_num_seqs
-        running = self.stats.num_running if self._live else 0  # after an abort of all, no step corrects the figure
+        up = [replica for replica in self.replicas if replica.phase in ("loading", "ready")]
+        seats = sum(replica.ready.max_num_seqs if replica.ready is not None else scheduler.max_num_seqs for replica in up)
+        running = sum(replica.num_running for replica in up)
         if len(self._in_line) >= scheduler.max_num_queued_reqs + max(0, seats - running):
             raise QueueFullError(f"{len(self._in_line)} requests wait already (--max-num-queued-reqs); try again later.")
 
@@ -281,64 +263,83 @@ class EngineClient:
         return self._inputs
 
     def _send(self, name: str, request: PreparedRequest) -> RequestStream:
-        assert self._process is not None and self.model is not None
-        wire_id = request.message.request_id
-        live = _LiveRequest(name, wire_id, OutputProcessor(request, name, self.model.tokenizer), DeltaChannel())
-        if request.params.structured_outputs is not None and self._knows_vocabulary is not self._process:
-            assert self._inputs is not None
-            self._process.send(self._inputs.vocabulary())
-            self._knows_vocabulary = self._process
-        self._process.send(request.message)
-        self._live[wire_id] = live
+        assert self.model is not None and self._inputs is not None
+        loads = {replica.number: replica.load for replica in self.replicas if replica.phase == "ready"}
+        number = self._router.choose(request.prompt_token_ids, request.message.cache_salt, loads)
         self._nothing_live.clear()
-        return RequestStream(name, request, live.channel, functools.partial(self._abort, wire_id))
+        return self.replicas[number].send(name, request, self.model.tokenizer, self._inputs)
 
-    def _abort(self, wire_id: str) -> None:
-        live = self._live.get(wire_id)
-        if live is None:
-            return
-        if self._process is not None:
-            self._process.send(AbortSequences(wire_id))
-        self._forget(live)
-        live.channel.put(live.processor.abort())
-
-    def _forget(self, live: _LiveRequest) -> None:
-        self._live.pop(live.wire_id, None)
-        self._forget_name(live.request_id)
+    def _forget_request(self, name: str) -> None:
+        self._forget_name(name)
         self._note_nothing_live()
 
+    @property
+    def _num_live(self) -> int:
+        return sum(replica.num_requests for replica in self.replicas)
+
     def _note_nothing_live(self) -> None:
-        if not self._live and not self._num_held:
+        if not self._num_live and not self._num_held:
             self._nothing_live.set()
 
     def _forget_name(self, name: str) -> None:
         self._names.discard(name)
         self._in_line.discard(name)
 
-    # ---- the engine process ------------------------------------------------------------------------------------------
+    def _in_line_no_more(self, name: str) -> None:
+        self._in_line.discard(name)
+
+    # ---- the engines -------------------------------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> Ready | None:
+        """The figures of the first engine that is up; they differ in none but the pool's size."""
+        return next((replica.ready for replica in self.replicas if replica.ready is not None), None)
+
+    def _take_stats(self, number: int, stats: EngineStats) -> None:
+        self.on_step(number, stats)
+
+    def _replica_changed(self) -> None:
+        """An engine has another phase or has loaded more."""
+        phases = {replica.phase for replica in self.replicas}
+        for replica in self.replicas:
+            if replica.phase == "restarting":
+                self._router.forget(replica.number)
+        if not self._serving:
+            self.progress = min(replica.progress for replica in self.replicas)
+        elif "ready" in phases:
+            if self.phase != "ready":
+                self._set_phase("ready")
+        elif "restarting" in phases and self.phase != "restarting":
+            self._set_phase("restarting")
 
     async def _run(self) -> None:
-        """The background task: start, listen, and start again after a death, until told to stop or there is no point."""
+        """The background task: start the engines, and keep them up until told to stop or there is no point."""
         try:
             files = await self._find_model()
             await self._first_start(files)
-            deaths = 0
-            while True:
-                self._set_phase("ready")
-                begin = time.monotonic()
-                reason = await self._listen()
-                deaths = 1 if time.monotonic() - begin >= STABLE_SECONDS else deaths + 1
-                self._lose_everything(reason)
-                if self._stopping:
-                    return
-                deaths = await self._restart(files, deaths, reason)
+            self._serving = True
+            await _together(*(self._keep_up(replica, files) for replica in self.replicas))
         except OctavoError as error:
             self._give_up(error)
         except Exception as error:
             logger.exception("the engine client failed")
             self._give_up(ModelLoadError(f"internal error: {type(error).__name__}: {error}"))
         finally:
-            await self._drop_process()
+            await asyncio.gather(*(replica.drop_process() for replica in self.replicas))
+
+    async def _keep_up(self, replica: Replica, files: ModelFiles) -> None:
+        """Have an engine serve. Where it cannot be kept up the others go on without it.
+
+        Raises:
+            OctavoError: it was the last one.
+        """
+        try:
+            await replica.serve(files)
+        except OctavoError as error:
+            replica.give_up(str(error))
+            if all(other.phase == "failed" for other in self.replicas):
+                raise
+            logger.error("engine %d is given up, the others go on: %s", replica.number, error)
 
     async def _find_model(self) -> ModelFiles:
         self._set_phase("downloading")
@@ -352,132 +353,30 @@ class EngineClient:
         return await asyncio.to_thread(resolve, model.model, model.revision, tell)
 
     async def _first_start(self, files: ModelFiles) -> None:
-        """Load the engine and read what the frontend needs, side by side; the first failure ends both."""
+        """Load the engines and read what the frontend needs, side by side; the first failure ends all."""
         self._set_phase("loading")
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._read_model(files))
-                group.create_task(self._boot(files))
-        except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from None
-        assert self.model is not None and self.ready is not None
-        self.model = dataclasses.replace(self.model, max_model_len=self.ready.max_model_len)
+        await _together(self._read_model(files), *(replica.boot(files) for replica in self.replicas))
+        assert self.model is not None
+        longest = min(replica.ready.max_model_len for replica in self.replicas if replica.ready is not None)
+        self.model = dataclasses.replace(self.model, max_model_len=longest)
         self._inputs = InputProcessor(self.model, self._options)
 
     async def _read_model(self, files: ModelFiles) -> None:
         self.model = await asyncio.to_thread(load_served_model, self._options.model, files)
 
-    async def _boot(self, files: ModelFiles) -> None:
-        """Spawn an engine process and wait until it is ready.
-
-        Raises:
-            ModelLoadError: it says why it cannot.
-            EngineDeadError: it died without a word.
-        """
-        self._process = process = await EngineProcess.spawn(self._options, files)
-        try:
-            while True:
-                message = await process.receive()
-                if isinstance(message, Loading):
-                    self.progress = message.fraction
-                elif isinstance(message, Failed):
-                    raise ModelLoadError(message.message)
-                elif isinstance(message, Ready):
-                    self.ready = message
-                    return
-        except BaseException:
-            await self._drop_process(LOADING_STOP_SECONDS)
-            raise
-
-    async def _restart(self, files: ModelFiles, deaths: int, reason: str) -> int:
-        """Bring up a new engine process; returns the deaths in a row so far.
-
-        Raises:
-            EngineDeadError: there were too many.
-        """
-        self._set_phase("restarting")
-        while True:
-            logger.error("the engine died (%d in a row): %s", deaths, reason)
-            await self._drop_process(LOADING_STOP_SECONDS)
-            if deaths >= MAX_DEATHS_IN_A_ROW:
-                raise EngineDeadError(f"The engine died {deaths} times in a row; the last time: {reason}")
-            if deaths > 1:
-                await asyncio.sleep(FIRST_BACKOFF_SECONDS * 2 ** (deaths - 2))
-            try:
-                await self._boot(files)
-            except (EngineDeadError, ModelLoadError) as error:
-                deaths, reason = deaths + 1, str(error)
-            else:
-                return deaths
-
-    async def _drop_process(self, seconds: float = 5.0) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            await process.stop(seconds)
-
-    async def _listen(self) -> str:
-        """Take in what the engine says until it dies; returns the reason."""
-        assert self._process is not None
-        last_words = ""
-        while True:
-            try:
-                message = await self._process.receive()
-            except EngineDeadError as error:
-                return last_words or str(error)
-            if isinstance(message, StepOutput):
-                self._take_step(message)
-            elif isinstance(message, CallResult):
-                answer = self._calls.get(message.call_id)
-                if answer is not None and not answer.done():
-                    answer.set_result(message)
-            elif isinstance(message, Failed):
-                last_words = message.message
-
-    def _take_step(self, step: StepOutput) -> None:
-        self.stats = step.stats
-        self.on_step(step.stats)
-        for wire_id in step.started:
-            live = self._live.get(wire_id)
-            if live is not None:
-                self._in_line.discard(live.request_id)
-        for update in step.updates:
-            live = self._live.get(update.request_id)
-            if live is not None:
-                self._take_update(live, update)
-
-    def _take_update(self, live: _LiveRequest, update: SequenceUpdate) -> None:
-        assert self._process is not None
-        try:
-            delta = live.processor.update(update)
-        except Exception as error:  # a fault in one request's text must not take the others down
-            logger.exception("cannot make the text of request %s", live.request_id)
-            self._process.send(AbortSequences(live.wire_id))
-            self._forget(live)
-            live.channel.fail(OctavoError(f"internal error while making text: {type(error).__name__}: {error}"))
-            return
-        stopped = live.processor.take_stopped()
-        if stopped:
-            self._process.send(AbortSequences(live.wire_id, stopped))
-        if live.processor.finished:
-            self._forget(live)
-        if delta is not None:
-            live.channel.put(delta)
-
-    def _lose_everything(self, reason: str) -> None:
-        """Tell everyone who waits for the dead engine."""
-        for live in list(self._live.values()):
-            self._forget(live)
-            live.channel.fail(EngineDeadError(f"The engine died while the request ran: {reason}"))
-        self._fail_calls(reason)
-        self.stats = EngineStats()
-
-    def _fail_calls(self, reason: str) -> None:
-        for answer in self._calls.values():
-            if not answer.done():
-                answer.set_exception(EngineDeadError(f"The engine died before it answered: {reason}"))
-
     def _give_up(self, error: OctavoError) -> None:
         self._error, self.failure = error, str(error)
-        self._lose_everything(str(error))
+        for replica in self.replicas:
+            replica.lose_everything(str(error))
         self._set_phase("failed")
         logger.error("giving up: %s", error)
+
+
+async def _together(*work: Coroutine[Any, Any, None]) -> None:
+    """Do all of it side by side; the first failure ends the rest and is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for part in work:
+                group.create_task(part)
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None

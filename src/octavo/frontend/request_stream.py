@@ -63,12 +63,16 @@ class RequestStream:
         request_id: the client's name for the request.
         prompt: the text the model sees; None where token ids were sent.
         prompt_token_ids: what the model sees.
+        engine: the number of the engine that it went to.
     """
 
-    def __init__(self, request_id: str, request: PreparedRequest, channel: DeltaChannel, abort: Callable[[], None]) -> None:
+    def __init__(
+        self, request_id: str, request: PreparedRequest, channel: DeltaChannel, abort: Callable[[], None], engine: int = 0
+    ) -> None:
         self.request_id = request_id
         self.prompt = request.prompt
         self.prompt_token_ids = request.prompt_token_ids
+        self.engine = engine
         self._params = request.params
         self._channel = channel
         self._abort = abort

@@ -130,11 +130,14 @@ class CudaDevice(Device):
         return torch.zeros((num_blocks, block_bytes), dtype=torch.uint8, device="cuda")
 
 
-def select_device(options: DeviceOptions) -> Device:
+def select_device(options: DeviceOptions, number: int = 0, count: int = 1) -> Device:
     """The device that ``--device`` names; ``auto`` takes a GPU where one works.
 
+    Args:
+        number, count: which of how many engines asks: each has a GPU of its own, which is the process's current one from here on.
+
     Raises:
-        ConfigError: ``cuda`` was asked for and none works.
+        ConfigError: ``cuda`` was asked for and none works, or there are fewer than engines.
     """
     if options.device == "cpu":
         return CpuDevice()
@@ -143,6 +146,10 @@ def select_device(options: DeviceOptions) -> Device:
     import torch
 
     if torch.cuda.is_available():
+        if torch.cuda.device_count() < count:
+            raise ConfigError(f"data_parallel_size={count}: each engine needs a GPU of its own; torch sees {torch.cuda.device_count()}.")
+        if count > 1:
+            torch.cuda.set_device(number)
         return CudaDevice()
     if options.device == "cuda":
         raise ConfigError("--device cuda: torch sees no usable GPU on this machine; use --device cpu.")

@@ -126,16 +126,16 @@ class Generation:
                 arrival = time.monotonic()
                 stream = await self._submit(prompt, engine_id)
                 self.streams.append(stream)
-                self.followers.append(self._follow(engine_id, len(stream.prompt_token_ids), arrival))
+                self.followers.append(self._follow(engine_id, stream, arrival))
         except BaseException:
             self.close()
             raise
 
-    def _follow(self, engine_id: str, prompt_tokens: int, arrival: float) -> RequestFollower:
-        service, span = self._service, None
+    def _follow(self, engine_id: str, stream: RequestStream, arrival: float) -> RequestFollower:
+        service, span, prompt_tokens = self._service, None, len(stream.prompt_token_ids)
         if service.tracing is not None:
             span = service.tracing.begin(self.job.request_id, next(iter(service.names), ""), self.job.params, prompt_tokens, arrival)
-        return RequestFollower(service, engine_id, prompt_tokens, arrival, span)
+        return RequestFollower(service.metrics.engines[stream.engine], engine_id, prompt_tokens, arrival, span)
 
     async def _submit(self, prompt: str | list[int], engine_id: str) -> RequestStream:
         job = self.job

@@ -18,22 +18,26 @@ async def log_load(service: Service) -> None:
     last, prompt, generated, busy = time.monotonic(), 0, 0, False
     while True:
         await asyncio.sleep(SECONDS)
-        metrics, now = service.update_metrics(), time.monotonic()
+        engines, now = service.update_metrics().engines, time.monotonic()
         span, last = now - last, now
-        prompt_rate, generation_rate = (metrics.prompt_tokens - prompt) / span, (metrics.generation_tokens - generated) / span
-        prompt, generated = metrics.prompt_tokens, metrics.generation_tokens
+        prompt_now, generated_now = sum(engine.prompt_tokens for engine in engines), sum(engine.generation_tokens for engine in engines)
+        prompt_rate, generation_rate = (prompt_now - prompt) / span, (generated_now - generated) / span
+        prompt, generated = prompt_now, generated_now
         was_busy, busy = busy, bool(service.in_flight or prompt_rate or generation_rate)
         if busy or was_busy:
             logger.info(line(service, prompt_rate, generation_rate))
 
 
 def line(service: Service, prompt_rate: float, generation_rate: float) -> str:
-    """The load in one line; rates are in tokens a second."""
-    metrics, figures = service.metrics, service.metrics.figures
+    """The load of all engines in one line; rates are in tokens a second."""
+    engines = service.metrics.engines
+    running = sum(engine.figures.num_running for engine in engines)
+    waiting = sum(engine.figures.num_waiting for engine in engines)
+    usage = ", ".join(f"{engine.figures.kv_usage:.1%}" for engine in engines)
     text = (
-        f"load: {figures.num_running} running, {figures.num_waiting} waiting, prompt {prompt_rate:.1f} tokens/s, "
-        f"generation {generation_rate:.1f} tokens/s, KV pages {figures.kv_usage:.1%} used"
+        f"load: {running} running, {waiting} waiting, prompt {prompt_rate:.1f} tokens/s, "
+        f"generation {generation_rate:.1f} tokens/s, KV pages {usage} used"
     )
-    if metrics.prefix_queries:
-        text += f", prefix cache {metrics.prefix_hits / metrics.prefix_queries:.1%} hit"
+    if queries := sum(engine.prefix_queries for engine in engines):
+        text += f", prefix cache {sum(engine.prefix_hits for engine in engines) / queries:.1%} hit"
     return text

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from octavo.engine.messages import RequestTimes
 from octavo.frontend.outputs import RequestDelta
-from octavo.server.service import Service
+from octavo.metrics import EngineMetrics
 from octavo.server.tracing import RequestSpan
 
 
@@ -29,7 +29,7 @@ class RequestFollower:
     """Follows one request.
 
     Args:
-        service: whose metrics are fed.
+        metrics: of the engine that runs it; they are fed.
         request_id: for the log.
         prompt_tokens: its prompt's length.
         arrival: when it was submitted, on ``time.monotonic``'s clock.
@@ -44,7 +44,7 @@ class RequestFollower:
     __slots__ = (
         "_arrival",
         "_last",
-        "_service",
+        "_metrics",
         "_span",
         "cached",
         "ended",
@@ -57,8 +57,10 @@ class RequestFollower:
         "spans",
     )
 
-    def __init__(self, service: Service, request_id: str, prompt_tokens: int, arrival: float, span: RequestSpan | None = None) -> None:
-        self._service = service
+    def __init__(
+        self, metrics: EngineMetrics, request_id: str, prompt_tokens: int, arrival: float, span: RequestSpan | None = None
+    ) -> None:
+        self._metrics = metrics
         self._arrival = arrival
         self._span = span
         self._last: dict[int, float] = {}
@@ -74,7 +76,7 @@ class RequestFollower:
 
     def take(self, delta: RequestDelta) -> None:
         """Count one delta."""
-        metrics, now = self._service.metrics, time.monotonic()
+        metrics, now = self._metrics, time.monotonic()
         if delta.num_cached_tokens > self.cached:
             self.cached = delta.num_cached_tokens
         for sequence in delta.sequences:
@@ -103,7 +105,7 @@ class RequestFollower:
         """
         self.ended = True
         self.reason = reason
-        metrics, self.seconds = self._service.metrics, time.monotonic() - self._arrival
+        metrics, self.seconds = self._metrics, time.monotonic() - self._arrival
         metrics.finished[reason] += 1
         metrics.e2e_latency.observe(self.seconds)
         metrics.request_prompt_tokens.observe(self.prompt_tokens)

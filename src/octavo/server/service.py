@@ -35,7 +35,7 @@ class Service:
         self.client = client
         self.engine = engine
         self.options = server
-        self.metrics = Metrics()
+        self.metrics = Metrics(len(client.replicas))
         self.tracing = tracing
         self.in_flight = 0
         self.started = int(time.time())
@@ -83,33 +83,36 @@ class Service:
 
     def update_metrics(self) -> Metrics:
         """The metrics, with the engine's latest figures taken in."""
-        stats, metrics = self.client.stats, self.metrics
+        metrics = self.metrics
         metrics.model_name = next(iter(self.names), "")
-        metrics.update_engine(
-            EngineFigures(
-                num_running=stats.num_running,
-                num_waiting=stats.num_waiting + self._in_line,
-                kv_usage=stats.kv_usage,
-                kv_waste=stats.kv_waste,
-                prefix_queries=stats.prefix_queries,
-                prefix_hits=stats.prefix_hits,
-                preemptions=stats.preemptions,
-                rss_bytes=stats.rss_bytes,
+        for replica, engine in zip(self.client.replicas, metrics.engines, strict=True):
+            stats, ready = replica.stats, replica.ready
+            in_line = self._in_line if replica.number == 0 else 0  # nobody knows yet where those will go
+            engine.update(
+                EngineFigures(
+                    num_running=stats.num_running,
+                    num_waiting=stats.num_waiting + in_line,
+                    kv_usage=stats.kv_usage,
+                    kv_waste=stats.kv_waste,
+                    prefix_queries=stats.prefix_queries,
+                    prefix_hits=stats.prefix_hits,
+                    preemptions=stats.preemptions,
+                    rss_bytes=stats.rss_bytes,
+                )
             )
-        )
-        if (ready := self.client.ready) is not None:
-            metrics.plan_bytes = ready.plan
-            metrics.cache_config = {
-                "block_size": str(ready.block_size),
-                "num_gpu_blocks": str(ready.num_blocks),
-                "cache_dtype": self.engine.cache.kv_cache_dtype,
-                "enable_prefix_caching": str(self.engine.cache.enable_prefix_caching),
-            }
+            if ready is not None:
+                engine.plan_bytes = ready.plan
+                engine.cache_config = {
+                    "block_size": str(ready.block_size),
+                    "num_gpu_blocks": str(ready.num_blocks),
+                    "cache_dtype": self.engine.cache.kv_cache_dtype,
+                    "enable_prefix_caching": str(self.engine.cache.enable_prefix_caching),
+                }
         return metrics
 
-    def _count_step(self, stats: EngineStats) -> None:
+    def _count_step(self, number: int, stats: EngineStats) -> None:
         if stats.step_tokens:
-            self.metrics.iteration_tokens.observe(stats.step_tokens)
+            self.metrics.engines[number].iteration_tokens.observe(stats.step_tokens)
 
     def _check_name(self, name: str | None) -> None:
         if name is not None and self.names and name not in self.names:

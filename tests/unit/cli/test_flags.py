@@ -108,7 +108,7 @@ def test_two_different_models_are_refused():
         (["--quantization", "awq"], ["--quantization", "auto, none, int8, int4, fp8", "'awq'"]),
         (["--dtype"], ["--dtype", "expected one argument"]),
         (["-pp", "0"], ["pipeline_parallel_size", "at least 1"]),
-        (["-dp", "2"], ["data_parallel_size=2"]),
+        (["-dp", "0"], ["data_parallel_size", "at least 1"]),
         (["-tp", "0"], ["tensor_parallel_size", "at least 1"]),
         (["--max-num-seqs", "0"], ["max_num_seqs", "at least 1"]),
         (["--ssl-keyfile", "key.pem"], ["ssl_keyfile", "ssl_certfile"]),

@@ -7,11 +7,12 @@ import gc
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from byte_model import byte_model
+from client_steps import PARAMS, read_all, settle, token, until
 from fake_engine import FakeCore, FakeProcess, FakeSpawner, ready
 
 from octavo.config import engine_options
@@ -26,22 +27,20 @@ from octavo.errors import (
     QueueFullError,
 )
 from octavo.frontend import client as module
-from octavo.frontend.client import EngineClient, RequestStream
-from octavo.frontend.outputs import RequestDelta
+from octavo.frontend import replica
+from octavo.frontend.client import EngineClient
 from octavo.sampling_params import SamplingParams
 from octavo.structured_outputs import StructuredOutputs
 from octavo.vocabulary import Vocabulary
-
-PARAMS = SamplingParams(max_tokens=8)
 
 
 @pytest.fixture
 def spawner(monkeypatch: pytest.MonkeyPatch) -> FakeSpawner:
     fake = FakeSpawner()
-    monkeypatch.setattr(module, "EngineProcess", fake)
+    monkeypatch.setattr(replica, "EngineProcess", fake)
     monkeypatch.setattr(module, "resolve", lambda model, revision, progress: "files")
     monkeypatch.setattr(module, "load_served_model", lambda options, files: byte_model(max_model_len=128))
-    monkeypatch.setattr(module, "FIRST_BACKOFF_SECONDS", 0.0)
+    monkeypatch.setattr(replica, "FIRST_BACKOFF_SECONDS", 0.0)
     return fake
 
 
@@ -55,29 +54,8 @@ async def client(spawner: FakeSpawner) -> AsyncIterator[EngineClient]:
     await one.shutdown()
 
 
-async def settle(turns: int = 20) -> None:
-    """Let every task that can run, run."""
-    for _ in range(turns):
-        await asyncio.sleep(0)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for threads and tasks to bring something about; a hang fails the test."""
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.001)
-
-
 async def until_phase(client: EngineClient, phase: str) -> None:
     await until(lambda: client.phase == phase)
-
-
-def token(request_id: str, text: str = "", index: int = 0, **fields: Any) -> SequenceUpdate:
-    return SequenceUpdate(request_id, index, list(text.encode()), **fields)
-
-
-async def read_all(stream: RequestStream) -> list[RequestDelta]:
-    return [delta async for delta in stream]
 
 
 # ---- start-up --------------------------------------------------------------------------------------------------------
@@ -224,7 +202,7 @@ async def test_a_request_goes_out_checked_and_its_text_comes_back(client: Engine
     process.step(token(add.request_id, "a"), started=[add.request_id], num_running=1)
     first = await anext(stream)
     assert (first.request_id, first.sequences[0].text, first.finished) == ("mine", "a", False)
-    assert client.stats.num_running == 1
+    assert client.replicas[0].stats.num_running == 1
     process.step(token(add.request_id, "b", finish_reason="length"))
     (last,) = await read_all(stream)
     assert (last.sequences[0].text, last.sequences[0].finish_reason, last.finished) == ("b", "length", True)
@@ -440,7 +418,7 @@ async def test_a_death_fails_what_runs_after_its_last_news_and_the_engine_comes_
     with pytest.raises(EngineDeadError, match="SIGKILL"):
         await anext(stream)
     await until_phase(client, "restarting")
-    assert client.stats.num_running == 0
+    assert client.replicas[0].stats.num_running == 0
     with pytest.raises(NotReadyError) as refused:
         await client.submit("hi", PARAMS)
     assert refused.value.phase == "restarting"
@@ -485,7 +463,7 @@ async def test_several_deaths_in_a_row_are_given_up(client: EngineClient, spawne
     spawner.greet = lambda process: process.die("signal SIGSEGV")
     spawner.processes[0].die()
     await until_phase(client, "failed")
-    assert len(spawner.processes) == module.MAX_DEATHS_IN_A_ROW
+    assert len(spawner.processes) == replica.MAX_DEATHS_IN_A_ROW
     assert client.failure is not None
     assert "SIGSEGV" in client.failure
     with pytest.raises(NotReadyError):
@@ -495,8 +473,8 @@ async def test_several_deaths_in_a_row_are_given_up(client: EngineClient, spawne
 
 
 async def test_deaths_far_apart_are_not_given_up(client: EngineClient, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "STABLE_SECONDS", 0.0)
-    for number in range(1, 2 * module.MAX_DEATHS_IN_A_ROW):
+    monkeypatch.setattr(replica, "STABLE_SECONDS", 0.0)
+    for number in range(1, 2 * replica.MAX_DEATHS_IN_A_ROW):
         spawner.processes[-1].die()
         await until(lambda count=number + 1: len(spawner.processes) == count and client.phase == "ready")
 
@@ -593,7 +571,7 @@ async def test_shutdown_in_the_middle_of_the_load_stops_the_process(spawner: Fak
 
 
 async def test_many_requests_at_once_each_get_their_own_answer(spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "EngineProcess", FakeSpawner(FakeCore))
+    monkeypatch.setattr(replica, "EngineProcess", FakeSpawner(FakeCore))
     client = EngineClient(engine_options())
     await client.start()
 
