@@ -81,6 +81,7 @@ class Model:
         self.embedding: Embedding | None = None
         if self.is_first or self.is_last:
             self.embedding = Embedding(ops, weights, config.tie_word_embeddings, config.embedding_scale, config.logit_softcap, *ends)
+        weights.let_go()
         parts = config.num_layers + 1
         progress(1 / parts)
         table = rotary_table(config.rotary, config.max_position_embeddings, max_model_len).to(ops.device)
@@ -90,6 +91,7 @@ class Model:
         self.blocks: list[Block] = []
         for index, window in enumerate(config.windows):
             self.blocks.append(block(config, weights, ops, index, table if window is None else local))
+            weights.let_go()
             progress((index + 2) / parts)
         self.norm = RMSNorm(ops, weights, "model.norm", config.norm_eps, config.norm_plus_one) if self.is_last else None
 

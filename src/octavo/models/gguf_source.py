@@ -76,10 +76,14 @@ class GGUFSource(WeightSource):
             self._file.data(tensor.name),
             row_order=self._row_order(name, tensor.shape[0]),
             shift=-1.0 if self._shifted and name.endswith("norm.weight") else 0.0,
+            let_go=self._file.let_go,
         )
 
     def names(self) -> list[str]:
         return list(self._stored_names)
+
+    def let_go(self) -> None:
+        self._file.let_go()
 
     def _translate(self, stored_name: str, layer_names: dict[str, str]) -> str:
         if match := _NAME.fullmatch(stored_name):

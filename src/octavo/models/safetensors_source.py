@@ -24,6 +24,7 @@ from octavo.models.fields import read_json_object
 from octavo.models.stored_rows import StoredRows
 from octavo.quantization.base import StoredTensor, WeightSource
 from octavo.quantization.gguf import BLOCKS
+from octavo.quantization.mapped_file import let_go
 
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
@@ -86,6 +87,10 @@ class SafetensorsSource(WeightSource):
     def names(self) -> list[str]:
         return list(self._homes)
 
+    def let_go(self) -> None:
+        for file in self._files.values():
+            file.let_go()
+
     def _open_file(self, name: str) -> None:
         self._files[name] = _SafetensorsFile(self._directory / name)
 
@@ -132,6 +137,7 @@ class _SafetensorsFile:
         length = int.from_bytes(mapped[:8], "little")
         if length > min(len(mapped) - 8, MAX_HEADER_BYTES):
             raise self._unsound(f"its header claims {length} bytes, the file has {len(mapped)} (lying header, or the file is cut short)")
+        self._mapped = mapped
         self._data: npt.NDArray[np.uint8] = np.frombuffer(mapped, dtype=np.uint8)[8 + length :]
         self.entries = dict(self._read_entries(mapped[8 : 8 + length]))
         self._check_ranges()
@@ -145,7 +151,10 @@ class _SafetensorsFile:
         entry = self.entries[stored_name]
         if entry.dtype not in BLOCKS:
             raise UnsupportedModelError(f"{self._path}: tensor {stored_name!r} has type {entry.dtype}; F32, F16 and BF16 are read.")
-        return StoredRows(name, entry.shape, entry.dtype, self._data[entry.start : entry.end])
+        return StoredRows(name, entry.shape, entry.dtype, self._data[entry.start : entry.end], let_go=self.let_go)
+
+    def let_go(self) -> None:
+        let_go(self._mapped)
 
     def _unsound(self, what: str) -> ModelLoadError:
         return ModelLoadError(f"{self._path}: not a sound safetensors file: {what}.")

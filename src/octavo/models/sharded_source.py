@@ -46,6 +46,9 @@ class ShardedSource(WeightSource):
     def names(self) -> list[str]:
         return list(self._shapes)
 
+    def let_go(self) -> None:
+        self._source.let_go()
+
     def _cut(self, name: str) -> tuple[list[range] | None, range | None]:
         """The rows and the columns that a tensor keeps; None is all."""
         shard, config = self._shard, self._config

@@ -5,6 +5,7 @@ Imports torch when values are read, not before: the memory plan asks for names, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
     from octavo.ops.base import BlockWeight
 
 
+_PIECE_BYTES = 4 * 2**20
+"""Of the file that are read and decoded at once: what is mapped and what is copied stay small beside a large tensor."""
+
+
+def _keep() -> None:
+    """What was read is not a file's."""
+
+
 class StoredRows(StoredTensor):
     """Reads and decodes only the rows asked for.
 
@@ -29,6 +38,7 @@ class StoredRows(StoredTensor):
         data: uint8 [bytes], a view of the mapped file.
         row_order: int64 [rows], the stored row of each logical one; None where they are the same.
         shift: added to each value.
+        let_go: called after each piece that was decoded: the file's memory may go.
     """
 
     def __init__(
@@ -39,6 +49,7 @@ class StoredRows(StoredTensor):
         data: npt.NDArray[np.uint8],
         row_order: npt.NDArray[np.int64] | None = None,
         shift: float = 0.0,
+        let_go: Callable[[], None] = _keep,
     ) -> None:
         self.name = name
         self.shape = shape
@@ -46,6 +57,7 @@ class StoredRows(StoredTensor):
         self._data = data
         self._row_order = row_order
         self._shift = shift
+        self._let_go = let_go
 
     def dense(self, dtype: torch.dtype, rows: slice | None = None, columns: slice | None = None) -> torch.Tensor:
         """See ``StoredTensor.dense``."""
@@ -55,17 +67,27 @@ class StoredRows(StoredTensor):
             return self._vector(dtype, rows)
         if 0 in self.shape:
             return torch.empty(self.shape, dtype=dtype)
-        stored = self._rows(rows)
-        if columns is not None:
-            # Whole blocks are decoded; what of them was not asked for is dropped.
-            values, nbytes = BLOCKS[self.format]
-            first, last = columns.start // values, -(-columns.stop // values)
-            out = torch.empty(len(stored), (last - first) * values, dtype=dtype)
-            self._decode(stored[:, first * nbytes : last * nbytes], out)
-            return out[:, columns.start - first * values : columns.stop - first * values].contiguous()
-        out = torch.empty(len(stored), *self.shape[1:], dtype=dtype)
-        self._decode(stored, out)
-        return out
+        wanted = range(self.shape[0])[slice(None) if rows is None else rows]
+        if columns is None:
+            out = torch.empty(len(wanted), *self.shape[1:], dtype=dtype)
+            self._decode_pieces(wanted, slice(None), out)
+            return out
+        # Whole blocks are decoded; what of them was not asked for is dropped.
+        values, nbytes = BLOCKS[self.format]
+        first, last = columns.start // values, -(-columns.stop // values)
+        out = torch.empty(len(wanted), (last - first) * values, dtype=dtype)
+        self._decode_pieces(wanted, slice(first * nbytes, last * nbytes), out)
+        return out[:, columns.start - first * values : columns.stop - first * values].contiguous()
+
+    def _decode_pieces(self, wanted: range, columns: slice, out: torch.Tensor) -> None:
+        """Decode rows, of each the bytes ``columns``, some at a time."""
+        piece = max(1, _PIECE_BYTES * self.shape[0] // max(1, len(self._data)))
+        for begin in range(0, len(wanted), piece):
+            rows = wanted[begin : begin + piece]
+            last = rows.start + len(rows) * rows.step
+            stored = self._rows(slice(rows.start, last if last >= 0 else None, rows.step))
+            self._decode(stored[:, columns], out[begin : begin + piece])
+            self._let_go()
 
     def blocks(self, rows: slice | None = None, columns: slice | None = None) -> BlockWeight | None:
         """See ``StoredTensor.blocks``; rows in another order than the file's are copied, others may be views of it."""

@@ -66,3 +66,6 @@ class WeightSource(ABC):
 
     @abstractmethod
     def names(self) -> list[str]: ...
+
+    def let_go(self) -> None:  # noqa: B027 (what is made when asked for holds nothing)
+        """Give up memory that holds what was read so far; it can be read again."""

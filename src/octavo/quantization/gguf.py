@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from octavo.errors import ModelLoadError, UnsupportedModelError
+from octavo.quantization.mapped_file import let_go
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -102,11 +103,12 @@ class GGUFFile:
         tensors: by name, in the file's order.
     """
 
-    def __init__(self, path: Path, metadata: dict[str, Any], tensors: dict[str, GGUFTensor], content: npt.NDArray[np.uint8]) -> None:
+    def __init__(self, path: Path, metadata: dict[str, Any], tensors: dict[str, GGUFTensor], mapped: mmap.mmap) -> None:
         self.path = path
         self.metadata = metadata
         self.tensors = tensors
-        self._content = content
+        self._mapped = mapped
+        self._content: npt.NDArray[np.uint8] = np.frombuffer(mapped, dtype=np.uint8)
 
     def data(self, name: str) -> npt.NDArray[np.uint8]:
         """The stored bytes of a tensor: a read-only view of the mapped file, uint8 [nbytes].
@@ -118,6 +120,10 @@ class GGUFFile:
             raise ModelLoadError(f"{self.path}: the file has no tensor {name!r}.")
         tensor = self.tensors[name]
         return self._content[tensor.offset : tensor.offset + tensor.nbytes]
+
+    def let_go(self) -> None:
+        """Take what was read of it off this process's memory."""
+        let_go(self._mapped)
 
 
 def open_gguf(path: Path) -> GGUFFile:
@@ -141,7 +147,7 @@ def open_gguf(path: Path) -> GGUFFile:
         header = _HeaderReader(path, mapped).read()
         _headers.clear()
         _headers[identity] = header
-    return GGUFFile(path, *_headers[identity], np.frombuffer(mapped, dtype=np.uint8))
+    return GGUFFile(path, *_headers[identity], mapped)
 
 
 _headers: dict[tuple[object, ...], tuple[dict[str, Any], dict[str, GGUFTensor]]] = {}

@@ -22,6 +22,7 @@ from octavo.ops.select import select_ops
 from octavo.ops.transfer import HostCopy
 from octavo.runner.device import Device
 from octavo.runner.device_tokens import DrawnRows
+from octavo.runner.host_heap import temporaries_go_back
 from octavo.runner.input_batch import InputBatch, StepInputs
 from octavo.runner.memory_plan import LOGITS_ROWS, MemoryPlan
 from octavo.runner.place import Place
@@ -71,7 +72,8 @@ class Runner:
         self.ops = select_ops(self.torch_device, dtype, options.model.activation_bits, not options.device.enforce_eager, group)
         weights = open_weights(files, config, options.model.load_format, options.model.quantization, self.torch_device, shard)
         # Not under inference mode: loaders fill tensors from threads of their own, where that mode would not hold.
-        self.model = build_model(local, weights, self.ops, plan.max_model_len, lambda fraction: progress("loading", fraction), shard)
+        with temporaries_go_back():
+            self.model = build_model(local, weights, self.ops, plan.max_model_len, lambda fraction: progress("loading", fraction), shard)
         self.pool = device.allocate_pool(plan.num_blocks, plan.block_bytes)
         shape = KVShape(local.num_layers, local.num_kv_heads, local.head_dim, plan.block_size, plan.kv_dtype)
         limits = StepLimits(plan.max_num_seqs, -(-plan.max_model_len // plan.block_size))

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from octavo.errors import ModelLoadError, UnsupportedModelError
+from octavo.models import safetensors_source, stored_rows
 from octavo.models.safetensors_source import SafetensorsSource
 
 
@@ -155,3 +156,34 @@ def test_asking_for_rows_reads_only_their_bytes(tmp_path: Path) -> None:
     assert part.shape == (2, columns)
     assert part[1, 0] == 1.0
     assert part.count_nonzero() == 1
+
+
+@pytest.mark.parametrize("rows", [None, slice(3, 11), slice(1, 12, 3), slice(0, 0)])
+@pytest.mark.parametrize("columns", [None, slice(2, 7)])
+def test_a_tensor_read_in_pieces_is_the_whole_one_and_what_was_read_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: slice | None, columns: slice | None
+) -> None:
+    stored = torch.randn(13, 9).bfloat16()
+    save_file({"t": stored}, tmp_path / "model.safetensors")
+    source = SafetensorsSource(tmp_path)
+    monkeypatch.setattr(stored_rows, "_PIECE_BYTES", 40)  # two rows
+    gone = []
+    monkeypatch.setattr(safetensors_source, "let_go", lambda mapped: gone.append(mapped))
+    expected = stored[rows or slice(None)][:, columns or slice(None)].float()
+    assert torch.equal(source["t"].dense(torch.float32, rows, columns), expected)
+    assert len(gone) == -(-len(expected) // 2)
+
+
+def test_letting_go_takes_a_files_pages_off_the_process(tmp_path: Path) -> None:
+    stored = torch.randn(4000, 1000)
+    save_file({"t": stored}, tmp_path / "model.safetensors")
+    source = SafetensorsSource(tmp_path)
+    view = source._files["model.safetensors"]._data
+    int(view[::4096].astype("int64").sum())
+    resident = {}
+    for when in ("before", "after"):
+        smaps = Path("/proc/self/smaps").read_text().split("model.safetensors\n")[1]
+        resident[when] = int(next(line for line in smaps.splitlines() if line.startswith("Rss:")).split()[1])
+        source.let_go()
+    assert resident["before"] > 12_000 and resident["after"] == 0
+    assert torch.equal(source["t"].dense(torch.float32), stored)
