@@ -65,9 +65,9 @@ def main() -> None:
         core = EngineCore(engine_options(**layout, dtype="bfloat16", kv_cache_memory_bytes=2**28, max_model_len=1024), files)
         assert isinstance(core._executor, MultiprocExecutor)
         print("| rank | weights, MB | peak at load, MB | beyond them, MB | goal |\n| --- | --- | --- | --- | --- |")
-        for rank, (worker, shard) in enumerate(zip(core._executor._workers, share_out(config, args.tp, args.pp), strict=True)):
+        for rank, (pid, shard) in enumerate(zip(core._executor.pids, share_out(config, args.tp, args.pp), strict=True)):
             weights = weight_bytes(config, "bfloat16", matrix_formats(config, "none", None, shard), shard) / 1e6
-            peak = megabytes(worker.pid, "VmHWM")
+            peak = megabytes(pid, "VmHWM")
             print(f"| {rank} | {weights:.0f} | {peak:.0f} | {peak - weights:.0f} | {'met' if peak - weights <= GOAL / 1e6 else 'missed'} |")
         core.shutdown()
 

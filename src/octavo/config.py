@@ -106,6 +106,16 @@ class DeviceOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class HostOptions:
+    """Which hosts share the model. torchrun's variables stand for the flags where it started the process."""
+
+    nnodes: int = option(1, "hosts that share the ranks out, as many for each")
+    node_rank: int = option(0, "which of them this is; 0 has the server, the others have ranks alone")
+    master_addr: str = option("127.0.0.1", "address of host 0, by which the others reach it")
+    master_port: int = option(29500, "port on host 0 that the others come to")
+
+
+@dataclass(frozen=True, slots=True)
 class EngineOptions:
     """All that the engine process needs; it crosses the process border as JSON."""
 
@@ -113,6 +123,7 @@ class EngineOptions:
     cache: CacheOptions = field(default_factory=CacheOptions)
     scheduler: SchedulerOptions = field(default_factory=SchedulerOptions)
     device: DeviceOptions = field(default_factory=DeviceOptions)
+    hosts: HostOptions = field(default_factory=HostOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +150,13 @@ class ServerOptions:
     otlp_traces_endpoint: str | None = option(None, "URL of an OpenTelemetry collector that is sent a span a request", kind=str)
 
 
-ENGINE_GROUPS: dict[str, type] = {"model": ModelOptions, "cache": CacheOptions, "scheduler": SchedulerOptions, "device": DeviceOptions}
+ENGINE_GROUPS: dict[str, type] = {
+    "model": ModelOptions,
+    "cache": CacheOptions,
+    "scheduler": SchedulerOptions,
+    "device": DeviceOptions,
+    "hosts": HostOptions,
+}
 
 
 def engine_options(**options: Any) -> EngineOptions:
@@ -172,8 +189,8 @@ def check(options: EngineOptions) -> None:
     Raises:
         ConfigError: naming the option, its value and what is allowed.
     """
-    model, cache, scheduler, device = options.model, options.cache, options.scheduler, options.device
-    for group in (model, cache, scheduler, device):
+    model, cache, scheduler, device, hosts = options.model, options.cache, options.scheduler, options.device, options.hosts
+    for group in (model, cache, scheduler, device, hosts):
         for f in dataclasses.fields(group):
             choices, value = f.metadata["choices"], getattr(group, f.name)
             omitted = value is None and f.default is None
@@ -189,8 +206,25 @@ def check(options: EngineOptions) -> None:
         ("tensor_parallel_size", device.tensor_parallel_size),
         ("pipeline_parallel_size", device.pipeline_parallel_size),
         ("data_parallel_size", device.data_parallel_size),
+        ("nnodes", hosts.nnodes),
     ):
         if value is not None and value < 1:
             raise ConfigError(f"{name} must be at least 1; got {value}.")
     if cache.gpu_memory_utilization is not None and not 0.0 < cache.gpu_memory_utilization <= 1.0:
         raise ConfigError(f"gpu_memory_utilization must be in (0, 1]; got {cache.gpu_memory_utilization}.")
+    _check_hosts(device, hosts)
+
+
+def _check_hosts(device: DeviceOptions, hosts: HostOptions) -> None:
+    ranks = device.tensor_parallel_size * device.pipeline_parallel_size
+    if not 0 <= hosts.node_rank < hosts.nnodes:
+        raise ConfigError(f"node_rank must be at least 0 and less than nnodes={hosts.nnodes}; got {hosts.node_rank}.")
+    if not 0 < hosts.master_port < 2**16:
+        raise ConfigError(f"master_port must be a port, 1 to 65535; got {hosts.master_port}.")
+    if ranks % hosts.nnodes:
+        raise ConfigError(
+            f"nnodes={hosts.nnodes} hosts cannot share {ranks} ranks evenly (tensor_parallel_size={device.tensor_parallel_size} times "
+            f"pipeline_parallel_size={device.pipeline_parallel_size})."
+        )
+    if hosts.nnodes > 1 and device.data_parallel_size > 1:
+        raise ConfigError("data_parallel_size and nnodes do not go together: start a server on each host, behind a load balancer.")

@@ -61,3 +61,24 @@ def limit_openmp_spinning() -> None:
 def for_child(**changes: str) -> dict[str, str]:
     """This process's environment with some variables changed, for a program it starts."""
     return os.environ | changes
+
+
+def torchrun_keeps_store() -> bool:
+    """``$TORCHELASTIC_USE_AGENT_STORE``: whether torchrun's agent has a store on ``$MASTER_PORT`` for the processes it started."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def torchrun_hosts() -> dict[str, str]:
+    """What torchrun says of the hosts, by the names of ``HostOptions``' fields; empty where it did not start this process.
+
+    ``$GROUP_RANK`` counts hosts, ``$RANK`` the processes of all: they are the same where each host has one, and so it must be.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return {}
+    names = {"node_rank": "GROUP_RANK", "nnodes": "GROUP_WORLD_SIZE", "master_addr": "MASTER_ADDR", "master_port": "MASTER_PORT"}
+    return {name: os.environ[variable] for name, variable in names.items() if variable in os.environ}
+
+
+def torchrun_processes() -> str:
+    """``$LOCAL_WORLD_SIZE``: processes that torchrun started on this host; empty where it started none."""
+    return os.environ.get("LOCAL_WORLD_SIZE", "") if "TORCHELASTIC_RUN_ID" in os.environ else ""

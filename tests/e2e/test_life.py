@@ -13,29 +13,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from serving import Server, serving
+from serving import LONG_ANSWER, SHORT_ANSWER, children, engine_pids, serving
 
 SMALL = ("--kv-cache-memory-bytes", "128M", "--max-model-len", "1024")
-LONG_ANSWER = {"prompt": "Count to a thousand:", "raw": True, "max_tokens": 900, "ignore_eos": True, "temperature": 0}
-SHORT_ANSWER = {"prompt": "Hello", "max_tokens": 4}
 HIDDEN = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 """What a start that is to fail does not see: the hub and, where there is one, a GPU."""
-
-
-def engine_pids(server: Server) -> list[int]:
-    """Live children of the server that run the engine."""
-    return children(server.process.pid, b"octavo.engine.process")
-
-
-def children(parent: int, module: bytes) -> list[int]:
-    """A process's live children that run a module."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            whose = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            if whose == parent and module in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
-    return sorted(found)
 
 
 def test_early_requests_wait_while_health_says_503(tmp_path: Path) -> None:

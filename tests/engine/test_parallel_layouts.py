@@ -7,18 +7,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from family_checkpoints import CONFIGS, save_checkpoint
+from serving import children
 from tiny_checkpoint import write_tiny_llama
 
 from octavo.config import engine_options
 from octavo.engine.core import EngineCore
 from octavo.engine.messages import AddRequest
 from octavo.errors import ConfigError, OctavoError
-from octavo.executor import multiproc
-from octavo.executor.multiproc import MultiprocExecutor
+from octavo.executor import child_process
 from octavo.models.hub import ModelFiles
 from octavo.models.loader import read_model_config
 from octavo.models.sharding import share_out
@@ -28,10 +29,12 @@ FAMILIES = ("llama", "llama-biases", "mistral", "qwen2", "qwen3", "gemma2", "gem
 PROMPTS = ([5, 9, 33, 51, 8], list(range(3, 60)), [50, 4] * 9)
 
 
-def start(folder: Path, tensor: int, pipeline: int = 1, **options: object) -> EngineCore:
+def start(
+    folder: Path, tensor: int, pipeline: int = 1, progress: Callable[[str, float], None] = lambda phase, fraction: None, **options: object
+) -> EngineCore:
     chosen = {"dtype": "float32", "threads": 2, "kv_cache_memory_bytes": 2**20, "max_num_batched_tokens": 32, "max_model_len": 96} | options
     layout = {"tensor_parallel_size": tensor, "pipeline_parallel_size": pipeline}
-    return EngineCore(engine_options(**layout, **chosen), ModelFiles("tiny", "hf", folder))
+    return EngineCore(engine_options(**layout, **chosen), ModelFiles("tiny", "hf", folder), progress)
 
 
 def generate(core: EngineCore, **params: object) -> list[list[int]]:
@@ -46,11 +49,6 @@ def generate(core: EngineCore, **params: object) -> list[list[int]]:
             assert update.finish_reason != "error", update.stop_reason
             tokens[update.request_id] += update.token_ids
     return list(tokens.values())
-
-
-def worker_pids(core: EngineCore) -> list[int]:
-    assert isinstance(core._executor, MultiprocExecutor)
-    return [worker.pid for worker in core._executor._workers]
 
 
 def gone(pid: int) -> bool:
@@ -128,47 +126,58 @@ def test_the_same_layout_gives_the_same_tokens_in_bfloat16_and_int8(tiny: Path) 
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("busy", [False, True], ids=["idle", "running"])
+@pytest.mark.parametrize("moment", ["start-up", "idle", "prefill", "decode"])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=lambda how: how.name)
 @pytest.mark.parametrize("layout", [(2, 1), (1, 2)], ids=["tensor", "pipeline"])
 def test_a_rank_that_dies_or_hangs_is_named(
-    tiny: Path, layout: tuple[int, int], rank: int, busy: bool, how: signal.Signals, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, layout: tuple[int, int], rank: int, moment: str, how: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(multiproc, "SILENCE_SECONDS", 3.0)
-    core = start(tiny, *layout)
-    pids = worker_pids(core)
+    monkeypatch.setattr(child_process, "SILENCE_SECONDS", 3.0)
+    pids: list[int] = []
+
+    def strike() -> None:
+        pids[:] = pids or children(os.getpid(), b"octavo.executor.worker")
+        os.kill(pids[rank], how)
+
+    def strike_at_first(phase: str, fraction: float) -> None:
+        if not pids:
+            strike()
 
     def go_on() -> None:
-        while True:
-            if busy:
-                generate(core)
-            else:
-                core.check()
+        core = start(tiny, *layout, progress=strike_at_first if moment == "start-up" else lambda phase, fraction: None)
+        try:
+            if moment in ("prefill", "decode"):
+                core.handle(AddRequest("0", PROMPTS[1], SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True), seed=0))
+            while moment == "decode" and not any(update.token_ids for output in [core.step()] if output for update in output.updates):
+                pass
+            strike()
+            while True:
+                core.step() if core.has_work() else core.check()
+        finally:
+            core.shutdown()
 
-    if busy:
-        generate(core)
-    os.kill(pids[rank], how)
-    with pytest.raises(
-        OctavoError, match=rf"rank {rank} of 2 \(process {pids[rank]}\) (ended with signal SIGKILL|has shown no sign of life)"
-    ):
+    with pytest.raises(OctavoError, match=r"rank \d of 2 \(process \d+\) (ended with signal SIGKILL|has shown no sign of life)") as told:
         go_on()
-    core.shutdown()
+    assert f"rank {rank} of 2 (process {pids[rank]})" in str(told.value)
     assert all(map(gone, pids))
 
 
-def test_workers_leave_with_their_engine(tiny: Path) -> None:
-    """Killed without a word, the engine leaves no worker behind."""
+@pytest.mark.parametrize("stopped", [False, True], ids=["running", "stopped"])
+def test_workers_leave_with_their_engine(tiny: Path, stopped: bool) -> None:
+    """Killed without a word, the engine leaves no worker behind, not even one that can do nothing."""
     program = (
         "import sys, time; from pathlib import Path; from octavo.config import engine_options;"
         "from octavo.engine.core import EngineCore; from octavo.models.hub import ModelFiles;"
         "options = engine_options(tensor_parallel_size=2, kv_cache_memory_bytes=2**20);"
         "core = EngineCore(options, ModelFiles('tiny', 'hf', Path(sys.argv[1])));"
-        "print(*[worker.pid for worker in core._executor._workers], flush=True); time.sleep(600)"
+        "print(*core._executor.pids, flush=True); time.sleep(600)"
     )
     engine = subprocess.Popen([sys.executable, "-c", program, str(tiny)], stdout=subprocess.PIPE, text=True)
     assert engine.stdout is not None
     pids = list(map(int, engine.stdout.readline().split()))
     assert len(pids) == 2
+    if stopped:
+        os.kill(pids[1], signal.SIGSTOP)
     engine.kill()
     engine.wait()
     engine.stdout.close()

@@ -12,6 +12,7 @@ import pytest_asyncio
 from tiny_checkpoint import write_tiny_llama
 
 from octavo.config import engine_options
+from octavo.engine import process
 from octavo.engine.messages import AddRequest, EngineOutput, Failed, Loading, Ready, StepOutput
 from octavo.engine.process import EngineProcess
 from octavo.errors import EngineDeadError
@@ -28,9 +29,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
 
 @pytest_asyncio.fixture
 async def engine(files: ModelFiles) -> AsyncIterator[EngineProcess]:
-    process = await EngineProcess.spawn(OPTIONS, files)
-    yield process
-    await process.stop()
+    spawned = await EngineProcess.spawn(OPTIONS, files)
+    yield spawned
+    await spawned.stop()
 
 
 async def until(engine: EngineProcess, kind: type) -> EngineOutput:
@@ -38,7 +39,7 @@ async def until(engine: EngineProcess, kind: type) -> EngineOutput:
         message = await engine.receive()
         if isinstance(message, kind):
             return message
-        assert isinstance(message, Loading | StepOutput), message
+        assert isinstance(message, Loading | Ready | StepOutput), message
 
 
 async def test_it_says_ready_and_serves(engine: EngineProcess) -> None:
@@ -53,11 +54,23 @@ async def test_it_says_ready_and_serves(engine: EngineProcess) -> None:
     assert len(tokens) == 5
 
 
-async def test_its_death_is_told_by_name(engine: EngineProcess) -> None:
-    await until(engine, Ready)
-    os.kill(engine.pid, signal.SIGKILL)
-    with pytest.raises(EngineDeadError, match="SIGKILL"):
+@pytest.mark.parametrize("moment", ["start-up", "idle", "prefill", "decode"])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=lambda how: how.name)
+async def test_its_death_and_its_silence_are_told_by_name(
+    engine: EngineProcess, how: signal.Signals, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "SILENCE_SECONDS", 3.0)
+    await until(engine, Loading if moment == "start-up" else Ready)
+    if moment in ("prefill", "decode"):
+        engine.send(AddRequest("a", [1, 2, 3] * 30, SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True), seed=0))
+    if moment == "decode":
+        await until(engine, StepOutput)
+    os.kill(engine.pid, how)
+    with pytest.raises(EngineDeadError, match=rf"process {engine.pid} (ended with signal SIGKILL|has shown no sign of life)"):
         await until(engine, Failed)
+    await engine.stop(timeout=0.1)
+    with pytest.raises(ProcessLookupError):
+        os.kill(engine.pid, 0)
 
 
 async def test_a_checkpoint_it_cannot_load_is_its_last_word(tmp_path: Path) -> None:

@@ -16,6 +16,9 @@ import httpx
 
 START_SECONDS = 120.0  # the first start on a machine also fetches the model
 
+LONG_ANSWER = {"prompt": "Count to a thousand:", "raw": True, "max_tokens": 900, "ignore_eos": True, "temperature": 0}
+SHORT_ANSWER = {"prompt": "Hello", "max_tokens": 4}
+
 
 @dataclass
 class Server:
@@ -77,3 +80,32 @@ def serving(folder: Path, *flags: str, wait: bool = True) -> Iterator[Server]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def engine_pids(server: Server) -> list[int]:
+    """Live children of the server that run the engine."""
+    return children(server.process.pid, b"octavo.engine.process")
+
+
+def workers(parent: int) -> list[int]:
+    """Live ranks that a process has started, in their order."""
+    return children(parent, b"octavo.executor.worker")
+
+
+def wait_gone(pids: list[int], seconds: float) -> None:
+    """Until none of them runs; one may remain as a zombie, while its parent is stopped."""
+    end = time.monotonic() + seconds
+    while left := [pid for pid in pids if Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes()]:
+        assert time.monotonic() < end, f"{left} still run"
+        time.sleep(0.05)
+
+
+def children(parent: int, module: bytes) -> list[int]:
+    """A process's live children that run a module."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            whose = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            if whose == parent and module in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+    return sorted(found)

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from octavo import env
 from octavo.cli import api_keys
-from octavo.config import ENGINE_GROUPS, EngineOptions, ServerOptions, engine_options
+from octavo.config import ENGINE_GROUPS, EngineOptions, HostOptions, ServerOptions, engine_options
 from octavo.errors import ConfigError
 
 T = TypeVar("T")
@@ -263,13 +264,21 @@ def parse_serve(argv: list[str]) -> tuple[EngineOptions, ServerOptions]:
     take_model(args)
     names = {field.name for field in _fields(*ENGINE_GROUPS.values(), ServerOptions)}
     given = {name: value for name, value in vars(args).items() if name in names}
-    options = (read_config_file(Path(args.config)) if args.config else {}) | given
+    options = _torchrun_hosts() | (read_config_file(Path(args.config)) if args.config else {}) | given
     server_names = {field.name for field in dataclasses.fields(ServerOptions)}
     server_given = {name: value for name, value in options.items() if name in server_names}
     server_given["api_key"] = api_keys.resolve(server_given.get("api_key", []), server_given.get("api_key_file"))
     server = ServerOptions(**server_given)
     check_server(server)
     return engine_options(**{name: value for name, value in options.items() if name not in server_names}), server
+
+
+def _torchrun_hosts() -> dict[str, Any]:
+    """The options that torchrun's variables stand for."""
+    if (processes := env.torchrun_processes()) not in ("", "1"):
+        raise ConfigError(f"torchrun started {processes} processes on this host; use --nproc-per-node 1: Octavo starts the ranks itself.")
+    kinds = {field.name: _kind(field) for field in _fields(HostOptions)}
+    return {name: kinds[name].value(text, None) for name, text in env.torchrun_hosts().items()}
 
 
 def read_config_file(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""``octavo serve``: bind the port, then import and load what answers on it."""
+"""``octavo serve``: bind the port, then import and load what answers on it; on a host above 0, run ranks for the server on host 0."""
 
 from __future__ import annotations
 
@@ -27,6 +27,11 @@ def serve(engine: EngineOptions, server: ServerOptions) -> int:
     Raises:
         OctavoError: the address cannot be listened on.
     """
+    if engine.hosts.node_rank > 0:
+        from octavo.executor.host_agent import run_host
+
+        log.configure(f"host {engine.hosts.node_rank}")
+        return run_host(engine)
     log.configure("server")
     listener = listen(server)  # before the imports: from here on clients are not refused, they wait
     url = address(listener, server)

@@ -30,7 +30,7 @@ from octavo.engine.messages import (
     SequenceUpdate,
     StepOutput,
 )
-from octavo.errors import InvalidRequestError
+from octavo.errors import ConfigError, InvalidRequestError
 from octavo.executor.base import Executor
 from octavo.executor.local import LocalExecutor
 from octavo.kvcache.manager import KVCacheManager
@@ -79,10 +79,18 @@ class EngineCore:
         make_executor: Callable[..., Executor] | None = None,
         seat: Seat = ALONE,
     ) -> None:
+        if options.hosts.node_rank > 0:
+            raise ConfigError(f"node_rank={options.hosts.node_rank}: such a host has no engine; `octavo serve` has it wait for host 0.")
         device = select_device(options.device, seat.number, seat.count)
         config = read_model_config(files)
         available = seat.memory_bytes if device.kind == "cpu" else None
-        plans = plan_ranks(config, options, device, available, stored_formats(files, config, options.model.load_format))
+        formats = stored_formats(files, config, options.model.load_format)
+        hosts = None
+        if options.hosts.nnodes > 1:
+            from octavo.executor.hosts import Hosts
+
+            hosts = Hosts(options, config)
+        plans = plan_ranks(config, options, device, available, formats, hosts.gather() if hosts is not None else ())
         self.plan = bill_of(plans)
         for name, size, note in self.plan.rows():
             logger.info("plan: %-12s %10s  %s", name, gib(size), note)
@@ -93,7 +101,7 @@ class EngineCore:
         else:
             from octavo.executor.multiproc import MultiprocExecutor
 
-            self._executor = MultiprocExecutor(files, config, options, plans, device, progress)
+            self._executor = MultiprocExecutor(files, config, options, plans, device, progress, hosts)
         self.kv = KVCacheManager(self.plan.num_blocks, self.plan.block_size, options.cache.enable_prefix_caching)
         self.scheduler = Scheduler(options.scheduler, self.kv, self.plan.max_model_len, self._executor.stages)
         self.stats = EngineStats(rss_bytes=resident_bytes())

@@ -88,6 +88,10 @@ class Loading(msgspec.Struct, tag="loading", array_like=True):
     fraction: float = -1.0
 
 
+class Alive(msgspec.Struct, tag="alive", array_like=True):
+    """The engine's process runs, whatever it is at; said again and again."""
+
+
 class Ready(msgspec.Struct, tag="ready", array_like=True):
     """The engine takes requests.
 
@@ -188,4 +192,4 @@ class CallResult(msgspec.Struct, tag="result", array_like=True):
     error: str = ""
 
 
-EngineOutput = Loading | Ready | Failed | StepOutput | CallResult
+EngineOutput = Loading | Alive | Ready | Failed | StepOutput | CallResult

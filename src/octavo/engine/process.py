@@ -12,7 +12,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,9 +21,9 @@ import zmq.asyncio
 
 from octavo import env, log
 from octavo.config import EngineOptions
-from octavo.engine.messages import ALONE, EngineInput, EngineOutput, Failed, Loading, Seat, Shutdown
+from octavo.engine.messages import ALONE, Alive, EngineInput, EngineOutput, Failed, Loading, Seat, Shutdown
 from octavo.errors import EngineDeadError, OctavoError
-from octavo.executor.child_process import describe_end, leave_with_parent
+from octavo.executor.child_process import SILENCE_SECONDS, describe_end, leave_with_parent, show_life, starts_from_main_thread
 from octavo.models.hub import ModelFiles
 
 logger = log.get_logger(__name__)
@@ -39,10 +38,15 @@ _LAST_WORDS_SECONDS = 0.5
 
 
 class EngineStart(msgspec.Struct):
-    """The line on the child's standard input: what to load and where to listen."""
+    """The line on the child's standard input: what to load and where to listen.
+
+    Attributes:
+        from_main_thread: see ``child_process.leave_with_parent``.
+    """
 
     inbox: str
     outbox: str
+    from_main_thread: bool
     seat: Seat
     options: EngineOptions
     model_name: str
@@ -72,7 +76,8 @@ class EngineProcess:
         for socket in (inbox, outbox):
             socket.set_hwm(0)
             socket.setsockopt(zmq.LINGER, 0)
-        start = EngineStart(f"ipc://{folder}/in", f"ipc://{folder}/out", seat, options, files.name, files.kind, str(files.path))
+        model = files.name, files.kind, str(files.path)
+        start = EngineStart(f"ipc://{folder}/in", f"ipc://{folder}/out", starts_from_main_thread(), seat, options, *model)
         inbox.bind(start.inbox)
         outbox.bind(start.outbox)
         process = await asyncio.create_subprocess_exec(
@@ -95,16 +100,23 @@ class EngineProcess:
         """The next message.
 
         Raises:
-            EngineDeadError: the process has ended and everything it said has been read.
+            EngineDeadError: the process has ended and everything it said has been read, or it shows no sign of life.
         """
+        while isinstance(message := await self._receive(), Alive):
+            pass
+        return message
+
+    async def _receive(self) -> EngineOutput:
         if self._next is None:
             self._next = asyncio.ensure_future(self._outbox.recv())
         either: set[asyncio.Future[Any]] = {self._next, self._exited}
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if not self._next.done():  # dead, but its last words may still be on the wire
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED, timeout=SILENCE_SECONDS)
+        if not self._next.done():  # its last words may be on the wire, or this process itself was stopped, and all that was said is
             await asyncio.wait({self._next}, timeout=_LAST_WORDS_SECONDS)
         if not self._next.done():
-            raise EngineDeadError(f"The engine process {self.pid} ended with {describe_end(self._exited.result())}.")
+            if self._exited.done():
+                raise EngineDeadError(f"The engine process {self.pid} ended with {describe_end(self._exited.result())}.")
+            raise EngineDeadError(f"The engine process {self.pid} has shown no sign of life for {SILENCE_SECONDS:.0f} s.")
         received, self._next = self._next, None
         return self._decoder.decode(received.result())
 
@@ -131,8 +143,13 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     start = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineStart)
     log.configure(start.seat.name.removeprefix("the "))
-    threading.Thread(target=leave_with_parent, daemon=True).start()
+    leave_with_parent(start.from_main_thread)
     context = zmq.Context()
+    signs = zmq.Context().socket(zmq.PUSH)  # the thread's own, which nobody waits for
+    signs.setsockopt(zmq.LINGER, 0)
+    signs.connect(start.outbox)
+    alive = msgspec.msgpack.encode(Alive())
+    show_life(lambda: signs.send(alive))
     inbox, outbox = context.socket(zmq.PULL), context.socket(zmq.PUSH)
     for socket in (inbox, outbox):
         socket.set_hwm(0)

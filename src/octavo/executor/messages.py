@@ -13,29 +13,62 @@ from octavo.structured_outputs import StructuredOutputs
 from octavo.vocabulary import Vocabulary
 
 
+class Job(msgspec.Struct):
+    """What an engine has its ranks do, the same for all of them.
+
+    Attributes:
+        name: drawn anew for each start, so that late news of an old one are known as such.
+        plans: each rank's memory.
+        homes: each rank's host.
+        inboxes, outbox: where each rank listens, and where all speak.
+        meeting: HOST:PORT of the store in which ranks on several hosts find each other; empty where all are on one host.
+        hidden_size, vocab_size: of the model.
+    """
+
+    name: str
+    options: EngineOptions
+    plans: list[MemoryPlan]
+    homes: list[int]
+    inboxes: list[str]
+    outbox: str
+    meeting: str
+    hidden_size: int
+    vocab_size: int
+
+    @property
+    def tensor(self) -> int:
+        """Ranks that share a layer."""
+        return self.options.device.tensor_parallel_size
+
+    def group(self, stage: int) -> range:
+        """The ranks that share a stage's layers: those of the first stage come first."""
+        return range(stage * self.tensor, (stage + 1) * self.tensor)
+
+    def on_one_host(self, stage: int) -> bool:
+        """Whether a stage's ranks can share memory."""
+        return len({self.homes[rank] for rank in self.group(stage)}) == 1
+
+
 class WorkerStart(msgspec.Struct):
     """The line on a worker's standard input.
 
     Attributes:
-        rank: its place among the ranks: those that share the first stage's layers come first.
-        inbox, outbox: where it listens and speaks.
-        memory: the descriptor of the file that the ranks of its stage share, and slot_floats of it are each rank's
-            (``ops.cpu.shared_group``).
-        meeting: the descriptor of the file in which the ranks of all stages find each other.
-        plan: the rank's memory.
+        memory: the descriptor of the file that the ranks of its stage share (``ops.cpu.shared_group``); -1 where they do not.
+        meeting: the descriptor of the file in which ranks on one host find each other.
+        threads: its own.
+        from_main_thread: see ``child_process.leave_with_parent``.
+        model_name, model_kind, model_path: where its host has the model.
     """
 
     rank: int
-    inbox: str
-    outbox: str
+    job: Job
     memory: int
-    slot_floats: int
     meeting: int
-    options: EngineOptions
+    threads: int
+    from_main_thread: bool
     model_name: str
     model_kind: Literal["hf", "gguf"]
     model_path: str
-    plan: MemoryPlan
 
 
 # ---- engine -> workers -----------------------------------------------------------------------------------------------
@@ -103,3 +136,68 @@ class WorkerFailed(msgspec.Struct, tag="failed", array_like=True):
 
 
 WorkerOutput = Progress | Alive | Done | Compiled | WorkerFailed
+
+# ---- between an engine and its other hosts ---------------------------------------------------------------------------
+
+
+class Hello(msgspec.Struct, tag="hello", array_like=True):
+    """A host is there and has nothing to do; said again and again.
+
+    Attributes:
+        host: which one, from 1.
+        layout: hosts, tensor_parallel_size and pipeline_parallel_size that it was started with.
+        version: its Octavo's. model: names its checkpoint's shape and types (``hosts.fingerprint``).
+        free_bytes: memory that its ranks may take.
+        last: the job that it had last, which has ended here.
+    """
+
+    host: int
+    layout: tuple[int, int, int]
+    version: str
+    model: str
+    free_bytes: int
+    last: str
+
+
+class Busy(msgspec.Struct, tag="busy", array_like=True):
+    """A host's ranks are at a job; said again and again."""
+
+    host: int
+    job: str
+
+
+class RankEnded(msgspec.Struct, tag="ended", array_like=True):
+    """A process of a job has ended without being told to, with a code as ``Popen.returncode`` has it."""
+
+    rank: int
+    job: str
+    pid: int
+    code: int
+
+
+HostOutput = Hello | Busy | RankEnded
+
+
+class Begin(msgspec.Struct, tag="begin", array_like=True):
+    """Start the host's ranks."""
+
+    job: Job
+
+
+class Here(msgspec.Struct, tag="here", array_like=True):
+    """The engine of that job lives; said again and again."""
+
+    job: str
+
+
+class End(msgspec.Struct, tag="end", array_like=True):
+    """End the ranks of whatever job."""
+
+
+class Refused(msgspec.Struct, tag="refused", array_like=True):
+    """The host does not fit in: it is to leave."""
+
+    message: str
+
+
+HostInput = Begin | Here | End | Refused

@@ -1,13 +1,12 @@
-"""Several workers on this host, a process each, that share each layer (tensor parallel), the layers (pipeline parallel), or both."""
+"""Several workers, a process each, that share each layer (tensor parallel), the layers (pipeline parallel), or both.
+
+They are on this host, or on several: the others' are started by an agent there (``hosts.py``), and all speak with this one alike.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
-import os
-import subprocess
-import sys
 import time
 import uuid
 from collections import deque
@@ -21,25 +20,14 @@ from octavo.batch import Batch, PendingStep, StepResult
 from octavo.config import EngineOptions
 from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError
 from octavo.executor.base import Executor
-from octavo.executor.child_process import describe_end
-from octavo.executor.messages import (
-    Compile,
-    Compiled,
-    Done,
-    Launch,
-    Progress,
-    Stop,
-    WorkerFailed,
-    WorkerInput,
-    WorkerOutput,
-    WorkerStart,
-)
+from octavo.executor.child_process import SILENCE_SECONDS, Watch, describe_end
+from octavo.executor.hosts import Hosts
+from octavo.executor.local_ranks import LocalRanks
+from octavo.executor.messages import Compile, Compiled, Done, Job, Launch, Progress, Stop, WorkerFailed, WorkerInput, WorkerOutput
 from octavo.executor.worker import READY
 from octavo.log import get_logger
 from octavo.models.config import ModelConfig
 from octavo.models.hub import ModelFiles
-from octavo.ops.cpu.shared_group import SharedGroup
-from octavo.ops.workspace import shared_slot_floats
 from octavo.runner.device import Device, usable_cores
 from octavo.runner.memory_plan import MemoryPlan
 from octavo.runner.runner import Progress as TellProgress
@@ -48,22 +36,19 @@ from octavo.vocabulary import Vocabulary
 
 logger = get_logger(__name__)
 
-SILENCE_SECONDS = 15.0
-"""A worker that has shown no sign of life for so long hangs: stopped, or swapped out beyond use."""
-
 _POLL_MS = 200
 _LAST_BREATH_SECONDS = 0.1
-"""From the end of a process's connections to its own."""
-
-_STOP_SECONDS = 2.0
+_FAR_BREATH_SECONDS = 1.0
+"""From the end of a process's connections to the news of its own end, on this host and from another."""
 
 
 class MultiprocExecutor(Executor):
-    """Runs batches on worker processes of its own.
+    """Runs batches on worker processes.
 
     Args:
         files, config, options, device, progress: as the local executor's.
         plan: each rank's memory.
+        hosts: the other hosts that have some of the ranks, gathered; None where all are here.
 
     Raises:
         OctavoError: a worker cannot start; the message names its rank and the cause.
@@ -79,45 +64,51 @@ class MultiprocExecutor(Executor):
         plan: list[MemoryPlan],
         device: Device,
         progress: TellProgress,
+        hosts: Hosts | None = None,
     ) -> None:
-        size, tensor = len(plan), options.device.tensor_parallel_size
+        size = len(plan)
         self.stages = options.device.pipeline_parallel_size
         self.depth = self.stages - 1
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[WorkerOutput] = msgspec.msgpack.Decoder(WorkerOutput)
         self._context = zmq.Context()
-        name = f"ipc://@octavo-{uuid.uuid4().hex}"  # abstract: no file is left, whoever dies how
-        self._outbox = self._socket(zmq.PULL, f"{name}-out")
-        self._inboxes = [self._socket(zmq.PUSH, f"{name}-{rank}") for rank in range(size)]
+        self._hosts = hosts
+        name = uuid.uuid4().hex
+        # Abstract where all are here: no file is left, whoever dies how.
+        address = f"ipc://@octavo-{name}" if hosts is None else hosts.address.rpartition(":")[0]
+        places = [f"{address}-{what}" for what in ("out", *range(size))] if hosts is None else [f"{address}:*"] * (size + 1)
+        self._outbox, outbox = self._socket(zmq.PULL, places[0])
+        self._inboxes, inboxes = zip(*(self._socket(zmq.PUSH, place) for place in places[1:]), strict=True)
         self._heard: list[tuple[int, int]] = []
         self._results: deque[StepResult] = deque()
         self._forms: dict[int, Future[Any]] = {}
         self._form_ids = itertools.count()
         self._loaded = [0.0] * size
-        self._seen = [time.monotonic()] * size
-        self._workers: list[subprocess.Popen[bytes]] = []
-        threads = max(1, (options.device.threads or usable_cores()) // size)
-        options = dataclasses.replace(options, device=dataclasses.replace(options.device, threads=threads))
-        slot_floats = shared_slot_floats(config.hidden_size, config.vocab_size)
-        meeting = os.memfd_create("octavo", os.MFD_CLOEXEC)
-        memories = [os.memfd_create("octavo", os.MFD_CLOEXEC) for _ in range(self.stages)]
-        model = files.name, files.kind, str(files.path)
+        self._watch = Watch(range(size))
+        self._meeting, meeting = None, ""
+        if hosts is not None:
+            from octavo.distributed.process_group import open_meeting
+
+            self._meeting, meeting = open_meeting(address.removeprefix("tcp://"))
+        a_host = size // options.hosts.nnodes
+        homes = [rank // a_host for rank in range(size)]
+        self._job = Job(name, options, plan, homes, list(inboxes), outbox, meeting, config.hidden_size, config.vocab_size)
+        self._ranks = LocalRanks(self._job, 0, files, options.device.threads or usable_cores())
+        self._ended: dict[int, tuple[int, int]] = {}  # of the other hosts: process and code
         try:
-            for memory in memories:
-                os.ftruncate(memory, SharedGroup.bytes(tensor, slot_floats))
-            for rank in range(size):
-                files_in_memory = memories[rank // tensor], slot_floats, meeting
-                start = WorkerStart(rank, f"{name}-{rank}", f"{name}-out", *files_in_memory, options, *model, plan[rank])
-                self._workers.append(self._spawn(start))
+            if hosts is not None:
+                hosts.begin(self._job)
             while min(self._loaded) < READY:
                 self._receive()
                 progress("loading", min(1.0, sum(min(part, 1.0) for part in self._loaded) / size))
         except BaseException:
             self.shutdown()
             raise
-        finally:
-            for descriptor in (meeting, *memories):
-                os.close(descriptor)
+
+    @property
+    def pids(self) -> list[int]:
+        """The worker processes on this host, by rank."""
+        return list(self._ranks.pids.values())
 
     # ---- steps -------------------------------------------------------------------------------------------------------
 
@@ -154,34 +145,19 @@ class MultiprocExecutor(Executor):
             return
         with contextlib.suppress(zmq.ZMQError):
             self._tell_all(Stop(), zmq.NOBLOCK)
-        until = time.monotonic() + _STOP_SECONDS
-        for worker in self._workers:
-            try:
-                worker.wait(max(0.0, until - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                worker.kill()
-                worker.wait()
-            if worker.stdin is not None:
-                with contextlib.suppress(OSError):
-                    worker.stdin.close()
+        if self._hosts is not None:
+            self._hosts.close()
+        self._ranks.stop()
         self._context.destroy(0)
 
-    def _spawn(self, start: WorkerStart) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "octavo.executor.worker"]
-        worker = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(start.memory, start.meeting), start_new_session=True)
-        assert worker.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it is dead already; who waits for it will notice
-            worker.stdin.write(msgspec.json.encode(start) + b"\n")
-            worker.stdin.flush()
-        return worker
-
-    def _socket(self, kind: int, address: str) -> zmq.Socket[bytes]:
+    def _socket(self, kind: int, address: str) -> tuple[zmq.Socket[bytes], str]:
+        """A bound socket and its address."""
         socket: zmq.Socket[bytes] = self._context.socket(kind)
         socket.set_hwm(0)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.SNDTIMEO, int(SILENCE_SECONDS * 1000))
         socket.bind(address)
-        return socket
+        return socket, socket.getsockopt_string(zmq.LAST_ENDPOINT) if address.endswith("*") else address
 
     def _tell_all(self, message: WorkerInput, flags: int = 0) -> None:
         said = self._encoder.encode(message)
@@ -194,13 +170,14 @@ class MultiprocExecutor(Executor):
         Raises:
             OctavoError: a worker failed, is dead or hangs.
         """
+        if self._hosts is not None:
+            self._listen_to_hosts(self._hosts, timeout)
         if not self._outbox.poll(timeout):
             self._look_after()
             return False
         message = self._decoder.decode(self._outbox.recv())
         if isinstance(message, WorkerFailed):
-            time.sleep(_LAST_BREATH_SECONDS)
-            self._look_after(killed=True)  # who loses a neighbour says so: the neighbour is what is to be named
+            self._find_the_killed()  # who loses a neighbour says so: the neighbour is what is to be named
             raise OctavoError(f"{self._who(message.rank)}: {message.message}")
         if isinstance(message, Done):
             self._results.append(message.result)
@@ -212,19 +189,58 @@ class MultiprocExecutor(Executor):
                 kind = InvalidRequestError if message.invalid else OctavoError
                 future.set_exception(kind(message.error))
         else:
-            self._seen[message.rank] = time.monotonic()
+            self._watch.saw(message.rank)
             if isinstance(message, Progress):
                 self._loaded[message.rank] = message.fraction
         return True
 
-    def _look_after(self, killed: bool = False) -> None:
-        """Raises ``EngineDeadError`` where a worker is dead or hangs; of those that are dead, only those that were ``killed``, if so."""
-        for rank, worker in enumerate(self._workers):
-            code = worker.poll()
-            if code is not None and (code < 0 or not killed):
-                raise EngineDeadError(f"{self._who(rank)} ended with {describe_end(code)}.")
-            if time.monotonic() - self._seen[rank] > SILENCE_SECONDS:
-                raise EngineDeadError(f"{self._who(rank)} has shown no sign of life for {SILENCE_SECONDS:.0f} s.")
+    def _listen_to_hosts(self, hosts: Hosts, timeout: int) -> None:
+        """Take in what the hosts say until a worker says something, and show them that this one lives."""
+        poller = zmq.Poller()
+        poller.register(self._outbox, zmq.POLLIN)
+        poller.register(hosts.door, zmq.POLLIN)
+        while (ready := dict(poller.poll(timeout))) and self._outbox not in ready:
+            self._hear_host(hosts)
+            timeout = 0
+        hosts.look_after()
+
+    def _hear_host(self, hosts: Hosts) -> None:
+        ended = hosts.take()
+        if ended is not None:
+            self._ended[ended.rank] = ended.pid, ended.code
+
+    def _find_the_killed(self) -> None:
+        """Wait a little for the news that a worker was killed, which others may have noticed first.
+
+        Raises:
+            EngineDeadError: one was.
+        """
+        until = time.monotonic() + (_LAST_BREATH_SECONDS if self._hosts is None else _FAR_BREATH_SECONDS)
+        while time.monotonic() < until:
+            if self._hosts is not None and self._hosts.door.poll(20):
+                self._hear_host(self._hosts)
+            for rank, code in self._codes().items():
+                if code < 0:
+                    raise EngineDeadError(f"{self._who(rank)} ended with {describe_end(code)}.")
+            time.sleep(0.02)
+
+    def _codes(self) -> dict[int, int]:
+        """Of the workers that have ended."""
+        return self._ranks.ended() | {rank: code for rank, (_, code) in self._ended.items()}
+
+    def _look_after(self) -> None:
+        """Raises ``EngineDeadError`` where a worker is dead or hangs."""
+        if codes := self._codes():
+            self._find_the_killed()
+            rank, code = next(iter(codes.items()))
+            raise EngineDeadError(f"{self._who(rank)} ended with {describe_end(code)}.")
+        if (silent := self._watch.silent()) is not None:
+            raise EngineDeadError(f"{self._who(silent)} has shown no sign of life for {SILENCE_SECONDS:.0f} s.")
 
     def _who(self, rank: int) -> str:
-        return f"rank {rank} of {len(self._workers)} (process {self._workers[rank].pid})"
+        """A worker, for people."""
+        pid = self._ranks.pids.get(rank, self._ended.get(rank, (0, 0))[0])
+        where = f"process {pid}" if pid else ""
+        if self._hosts is not None:
+            where = f"host {self._job.homes[rank]}" + (f", {where}" if where else "")
+        return f"rank {rank} of {len(self._loaded)} ({where})"

@@ -5,33 +5,37 @@ Its standard input is held open by the engine: when it closes, the engine is gon
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sys
-import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 import zmq
 
 from octavo import env, log
 from octavo.errors import InvalidRequestError, OctavoError
-from octavo.executor.child_process import leave_with_parent
+from octavo.executor.child_process import leave_with_parent, show_life
 from octavo.executor.messages import Alive, Compile, Compiled, Done, Launch, Progress, Stop, WorkerFailed, WorkerInput, WorkerStart
 from octavo.models.hub import ModelFiles
+from octavo.ops.workspace import shared_slot_floats
 from octavo.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from octavo.models.sharding import Shard
+    from octavo.ops.base import Group
     from octavo.runner.place import Place
-
-ALIVE_SECONDS = 1.0
-"""Between two signs of life."""
 
 COMPILE_POLL_MS = 5
 """How often a worker that waits for forms to be compiled looks at them."""
+
+_LAST_WORDS_SECONDS = 0.2
+"""For last words to get on their way: the process ends without closing anything."""
 
 READY = 2.0
 """``Progress.fraction`` of a rank that takes steps."""
@@ -44,29 +48,39 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     start = msgspec.json.decode(sys.stdin.buffer.readline(), type=WorkerStart)
     log.configure(f"rank {start.rank}")
-    threading.Thread(target=leave_with_parent, daemon=True).start()
+    leave_with_parent(start.from_main_thread)
     context = zmq.Context()
-    threading.Thread(target=_say_alive, args=(context, start), daemon=True).start()
+    signs = context.socket(zmq.PUSH)  # the thread's own
+    signs.setsockopt(zmq.LINGER, 0)
+    signs.connect(start.job.outbox)
+    alive = msgspec.msgpack.encode(Alive(start.rank))
+    show_life(lambda: signs.send(alive))
     outbox = context.socket(zmq.PUSH)
     outbox.set_hwm(0)
-    outbox.setsockopt(zmq.LINGER, 2000)
-    outbox.connect(start.outbox)
-    code = 0
+    outbox.connect(start.job.outbox)
+
+    def leave(error: Exception | None) -> NoReturn:
+        """End the process, with last words where there is an error."""
+        if error is not None:
+            words = str(error) if isinstance(error, OctavoError) else f"{type(error).__name__}: {error}"
+            outbox.send(msgspec.msgpack.encode(WorkerFailed(start.rank, words)))
+            time.sleep(_LAST_WORDS_SECONDS)
+        sys.stderr.flush()
+        os._exit(0 if error is None else 1)
+
     try:
-        _serve(context, start, outbox)
+        _serve(context, start, outbox, leave)
     except OctavoError as error:
-        outbox.send(msgspec.msgpack.encode(WorkerFailed(start.rank, str(error))))
-        code = 1
+        leave(error)
     except Exception as error:
         logger.exception("the worker failed")
-        outbox.send(msgspec.msgpack.encode(WorkerFailed(start.rank, f"{type(error).__name__}: {error}")))
-        code = 1
-    outbox.close()
-    sys.stderr.flush()
-    os._exit(code)
+        leave(error)
+    leave(None)
 
 
-def _serve(context: zmq.Context[zmq.Socket[bytes]], start: WorkerStart, outbox: zmq.Socket[bytes]) -> None:
+def _serve(
+    context: zmq.Context[zmq.Socket[bytes]], start: WorkerStart, outbox: zmq.Socket[bytes], leave: Callable[[Exception], NoReturn]
+) -> None:
     env.limit_openmp_spinning()
     from octavo.models.loader import read_model_config, stored_formats
     from octavo.models.sharding import share_out
@@ -75,19 +89,20 @@ def _serve(context: zmq.Context[zmq.Socket[bytes]], start: WorkerStart, outbox: 
 
     inbox = context.socket(zmq.PULL)
     inbox.set_hwm(0)
-    inbox.connect(start.inbox)
+    inbox.connect(start.job.inboxes[start.rank])
     encoder = msgspec.msgpack.Encoder()
-    options = start.options
+    job = start.job
+    options = dataclasses.replace(job.options, device=dataclasses.replace(job.options.device, threads=start.threads))
     files = ModelFiles(start.model_name, start.model_kind, Path(start.model_path))
     config = read_model_config(files)
-    tensor, pipeline = options.device.tensor_parallel_size, options.device.pipeline_parallel_size
     formats = stored_formats(files, config, options.model.load_format) if options.model.quantization == "auto" else {}
-    place = _take_place(start, share_out(config, tensor, pipeline, formats)[start.rank], config.hidden_size)
+    shard = share_out(config, job.tensor, options.device.pipeline_parallel_size, formats)[start.rank]
+    place = _take_place(start, shard, leave)
 
     def tell(phase: str, fraction: float) -> None:
         outbox.send(encoder.encode(Progress(start.rank, fraction)))
 
-    runner = Runner(files, config, options, start.plan, select_device(options.device), tell, place)
+    runner = Runner(files, config, options, job.plans[start.rank], select_device(options.device), tell, place)
     tell("ready", READY)
     decoder: msgspec.msgpack.Decoder[WorkerInput] = msgspec.msgpack.Decoder(WorkerInput)
     forms: dict[int, Future[Any]] = {}
@@ -109,20 +124,33 @@ def _serve(context: zmq.Context[zmq.Socket[bytes]], start: WorkerStart, outbox: 
         _report_forms(forms, outbox, encoder)
 
 
-def _take_place(start: WorkerStart, shard: Shard, width: int) -> Place:
+def _take_place(start: WorkerStart, shard: Shard, broken: Callable[[Exception], NoReturn]) -> Place:
     """Come together with the other ranks."""
     from octavo.ops.cpu.shared_group import SharedGroup
     from octavo.runner.place import Place
 
-    group = SharedGroup(start.memory, shard.rank, shard.size, start.slot_floats) if shard.size > 1 else None
-    if shard.num_stages == 1:
+    job, group = start.job, None
+    if start.memory >= 0 and shard.size > 1:
+        slot_floats = shared_slot_floats(job.hidden_size, job.vocab_size)
+        group = SharedGroup(start.memory, shard.rank, shard.size, slot_floats)
+    if not job.meeting and shard.num_stages == 1:
         return Place(shard, group)
-    from octavo.distributed.process_group import join
-    from octavo.distributed.stage_link import StageLink
+    import torch.distributed as dist
 
-    join(start.meeting, start.rank, shard.size * shard.num_stages)
+    from octavo.distributed.process_group import join_at, join_here
+    from octavo.distributed.stage_link import StageLink
+    from octavo.distributed.torch_group import TorchGroup
+
+    if job.meeting:
+        join_at(job.meeting, start.rank, len(job.homes))
+    else:
+        join_here(start.meeting, start.rank, len(job.homes))
+    apart = [stage for stage in range(shard.num_stages) if not job.on_one_host(stage)]
+    groups = {stage: dist.new_group(list(job.group(stage))) for stage in apart}  # all ranks make all groups
+    found: Group | None = TorchGroup(job.group(shard.stage), groups[shard.stage], broken) if shard.stage in groups else group
     before, after = start.rank - shard.size, start.rank + shard.size
-    return Place(shard, group, StageLink(None if shard.is_first else before, None if shard.is_last else after, width))
+    link = StageLink(None if shard.is_first else before, None if shard.is_last else after, job.hidden_size)
+    return Place(shard, found, link if shard.num_stages > 1 else None)
 
 
 def _report_forms(forms: dict[int, Future[Any]], outbox: zmq.Socket[bytes], encoder: msgspec.msgpack.Encoder) -> None:
@@ -131,17 +159,6 @@ def _report_forms(forms: dict[int, Future[Any]], outbox: zmq.Socket[bytes], enco
         error = forms.pop(form_id).exception()
         said = Compiled(form_id) if error is None else Compiled(form_id, str(error), isinstance(error, InvalidRequestError))
         outbox.send(encoder.encode(said))
-
-
-def _say_alive(context: zmq.Context[zmq.Socket[bytes]], start: WorkerStart) -> None:
-    """A sign of life now and then, on a socket of this thread's own: kernels release the interpreter, a stopped process does not."""
-    socket = context.socket(zmq.PUSH)
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.connect(start.outbox)
-    said, forever = msgspec.msgpack.encode(Alive(start.rank)), threading.Event()
-    while True:
-        socket.send(said)
-        forever.wait(ALIVE_SECONDS)
 
 
 if __name__ == "__main__":

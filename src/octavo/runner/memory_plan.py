@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from octavo import env
@@ -225,11 +225,13 @@ def plan_ranks(
     device: Device,
     available: int | None = None,
     formats: Mapping[str, str] | None = None,
+    elsewhere: Sequence[int] = (),
 ) -> list[MemoryPlan]:
-    """The bill of each rank that shares the model on this host. One pool is shared out: all ranks have the same blocks, each its part.
+    """The bill of each rank that shares the model. One pool is shared out: all ranks have the same blocks, each its part.
 
     Args:
-        available, formats: as ``plan_memory`` takes them.
+        available, formats: as ``plan_memory`` takes them, for this host.
+        elsewhere: free bytes of the other hosts, each of which has as many ranks as this one.
 
     Raises:
         MemoryPlanError, ConfigError: as ``plan_memory``; ``ConfigError`` also where the model cannot be shared out so.
@@ -246,13 +248,19 @@ def plan_ranks(
     if tensor > 1:
         slots = 2 * 4 * shared_slot_floats(config.hidden_size, config.vocab_size)
         plans = [replace(plan, activations=plan.activations + slots) for plan in plans]
-    whole = _fit_context(_with_pool(bill_of(plans), options, device), options)
+    a_host, block = len(plans) // (1 + len(elsewhere)), sum(plan.block_bytes for plan in plans)
+    hosts = [
+        bill_of([replace(plan, available=free) for plan in plans[host * a_host : (host + 1) * a_host]])
+        for host, free in enumerate((available, *elsewhere))
+    ]
+    least = min((_with_pool(host, options, device, block) for host in hosts), key=lambda host: host.num_blocks)
+    whole = _fit_context(least, options)
     count, context = whole.num_blocks, whole.max_model_len
     return [replace(plan, num_blocks=count, kv_pool=count * plan.block_bytes, max_model_len=context, notes=whole.notes) for plan in plans]
 
 
 def bill_of(plans: list[MemoryPlan]) -> MemoryPlan:
-    """One bill for all ranks of a host together."""
+    """One bill for ranks together; ``available`` is the first one's."""
     if len(plans) == 1:
         return plans[0]
     return replace(
@@ -359,8 +367,12 @@ def _refuse_for_cuda(options: EngineOptions, kv_dtype: str) -> None:
         raise ConfigError("kv_cache_dtype=int8 needs --device cpu; on a GPU use fp8, which takes as much.")
 
 
-def _with_pool(plan: MemoryPlan, options: EngineOptions, device: Device) -> MemoryPlan:
-    """Size the pool: as told, or a share of what weights and activations leave, never more than could be used."""
+def _with_pool(plan: MemoryPlan, options: EngineOptions, device: Device, whole_block: int | None = None) -> MemoryPlan:
+    """Size the pool: as told, or a share of what weights and activations leave, never more than could be used.
+
+    Args:
+        whole_block: bytes of a block on all hosts together, where this is one's bill.
+    """
     fixed = plan.total
     if fixed >= plan.available:
         raise MemoryPlanError(
@@ -374,8 +386,8 @@ def _with_pool(plan: MemoryPlan, options: EngineOptions, device: Device) -> Memo
         share = options.cache.gpu_memory_utilization or device.default_share
         num_blocks = min(int(share * (plan.available - fixed)) // plan.block_bytes, most)
     else:
-        num_blocks = told // plan.block_bytes
-        if fixed + told > plan.available:
+        num_blocks = told // (whole_block or plan.block_bytes)
+        if fixed + num_blocks * plan.block_bytes > plan.available:
             raise MemoryPlanError(
                 f"--kv-cache-memory-bytes {told} ({gib(told)}) does not fit: {gib(plan.available)} are free on {plan.device}, "
                 f"of which weights, activations and the process take {gib(fixed)}."
