@@ -113,6 +113,9 @@ class HostOptions:
     node_rank: int = option(0, "which of them this is; 0 has the server, the others have ranks alone")
     master_addr: str = option("127.0.0.1", "address of host 0, by which the others reach it")
     master_port: int = option(29500, "port on host 0 that the others come to")
+    distributed_executor_backend: str = option(
+        "mp", "how ranks get to hosts: mp (octavo serve is started on each), or ray (a Ray cluster's hosts)", choices=("mp", "ray")
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,5 +229,9 @@ def _check_hosts(device: DeviceOptions, hosts: HostOptions) -> None:
             f"nnodes={hosts.nnodes} hosts cannot share {ranks} ranks evenly (tensor_parallel_size={device.tensor_parallel_size} times "
             f"pipeline_parallel_size={device.pipeline_parallel_size})."
         )
-    if hosts.nnodes > 1 and device.data_parallel_size > 1:
-        raise ConfigError("data_parallel_size and nnodes do not go together: start a server on each host, behind a load balancer.")
+    by_ray = hosts.distributed_executor_backend == "ray"
+    if device.data_parallel_size > 1 and (by_ray or hosts.nnodes > 1):
+        other = "distributed_executor_backend=ray" if by_ray else "nnodes"
+        raise ConfigError(f"data_parallel_size and {other} do not go together: start several servers, behind a load balancer.")
+    if by_ray and hosts.node_rank:
+        raise ConfigError(f"node_rank={hosts.node_rank} and distributed_executor_backend=ray do not go together: Ray starts the hosts.")

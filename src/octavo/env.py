@@ -63,6 +63,11 @@ def for_child(**changes: str) -> dict[str, str]:
     return os.environ | changes
 
 
+def ray_address() -> str:
+    """``$RAY_ADDRESS``: the Ray cluster to use; empty where Ray looks for one on this host, or starts one."""
+    return os.environ.get("RAY_ADDRESS", "")
+
+
 def torchrun_keeps_store() -> bool:
     """``$TORCHELASTIC_USE_AGENT_STORE``: whether torchrun's agent has a store on ``$MASTER_PORT`` for the processes it started."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import socket
 import subprocess
@@ -61,13 +62,13 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, *flags: str, wait: bool = True) -> Iterator[Server]:
+def serving(folder: Path, *flags: str, wait: bool = True, **variables: str) -> Iterator[Server]:
     """Run ``python -m octavo.entrypoints.api_server`` with the flags on a free port; stopped at the end whatever happens."""
     port = free_port()
     log_file = folder / f"server-{port}.log"
     command = [sys.executable, "-m", "octavo.entrypoints.api_server", "--port", str(port), *flags]
     with log_file.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | variables)
     server = Server(f"http://127.0.0.1:{port}", process, log_file)
     try:
         if wait:

@@ -32,6 +32,7 @@ from octavo.engine.messages import (
 )
 from octavo.errors import ConfigError, InvalidRequestError
 from octavo.executor.base import Executor
+from octavo.executor.hosts import find_hosts
 from octavo.executor.local import LocalExecutor
 from octavo.kvcache.manager import KVCacheManager
 from octavo.log import get_logger
@@ -85,18 +86,16 @@ class EngineCore:
         config = read_model_config(files)
         available = seat.memory_bytes if device.kind == "cpu" else None
         formats = stored_formats(files, config, options.model.load_format)
-        hosts = None
-        if options.hosts.nnodes > 1:
-            from octavo.executor.hosts import Hosts
-
-            hosts = Hosts(options, config)
-        plans = plan_ranks(config, options, device, available, formats, hosts.gather() if hosts is not None else ())
+        hosts, free = find_hosts(options, config, device.kind), dict[int, int]()
+        if hosts is not None:
+            options, free = hosts.options, hosts.gather()
+        plans = plan_ranks(config, options, device, free.pop(0, available), formats, list(free.values()))
         self.plan = bill_of(plans)
         for name, size, note in self.plan.rows():
             logger.info("plan: %-12s %10s  %s", name, gib(size), note)
         for note in self.plan.notes:
             logger.info("plan: %s", note)
-        if make_executor is not None or len(plans) == 1:
+        if make_executor is not None or (len(plans) == 1 and hosts is None):
             self._executor = (make_executor or LocalExecutor)(files, config, options, self.plan, device, progress)
         else:
             from octavo.executor.multiproc import MultiprocExecutor

@@ -194,6 +194,8 @@ def _serve(start: EngineStart, inbox: zmq.Socket[bytes], outbox: zmq.Socket[byte
         while inbox.poll(timeout):
             message = decoder.decode(inbox.recv())
             if isinstance(message, Shutdown):
+                if core.watched:  # other processes, which end in order; what this one holds is not worth the time
+                    core.shutdown()
                 return
             answer = core.handle(message)
             if answer is not None:

@@ -12,7 +12,7 @@ import zmq
 
 from octavo import __version__, env
 from octavo.config import EngineOptions, HostOptions
-from octavo.errors import EngineDeadError, OctavoError
+from octavo.errors import ConfigError, EngineDeadError, OctavoError
 from octavo.executor.child_process import ALIVE_SECONDS, SILENCE_SECONDS, Watch
 from octavo.executor.messages import Begin, End, Hello, Here, HostInput, HostOutput, Job, RankEnded, Refused
 from octavo.log import get_logger
@@ -46,22 +46,28 @@ def between_hosts(socket: zmq.Socket[bytes]) -> None:
 
 
 class Hosts:
-    """Hosts 1 to n - 1, as host 0's engine sees them.
+    """The hosts that have agents, as the engine sees them.
 
     Args:
         options: the engine's.
         config: the model's shape.
+        address: where to listen for them; where the options say when None.
+        first: 1 where host 0's ranks are the engine's own children, 0 where it has an agent too.
 
     Attributes:
+        options: the engine's, as the hosts' ranks are to have them.
+        wanted: which hosts.
         door: the socket on which they speak: ``take`` is to be called when something comes.
+        address: where they come to.
 
     Raises:
         OctavoError: the address cannot be listened on.
     """
 
-    def __init__(self, options: EngineOptions, config: ModelConfig) -> None:
+    def __init__(self, options: EngineOptions, config: ModelConfig, address: str | None = None, first: int = 1) -> None:
+        self.options = options
+        self.wanted = range(first, options.hosts.nnodes)
         self._context = zmq.Context()
-        self._options = options
         self._model = fingerprint(config, options)
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[HostOutput] = msgspec.msgpack.Decoder(HostOutput)
@@ -71,24 +77,33 @@ class Hosts:
         self._last_sign = 0.0
         self.door: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         between_hosts(self.door)
-        self.address = _listen(self.door, options.hosts)
+        self.address = _listen(self.door, options.hosts, address)
 
-    def gather(self) -> list[int]:
+    def gather(self) -> dict[int, int]:
         """Wait until all hosts are there.
 
         Returns:
-            the bytes that may be taken on each, from host 1 on.
+            the bytes that may be taken on each.
+
+        Raises:
+            OctavoError: one cannot come.
         """
-        wanted = range(1, self._options.hosts.nnodes)
         told = 0.0
-        while missing := [host for host in wanted if host not in self._here]:
+        while self.missing():
             if time.monotonic() - told >= _TELL_SECONDS:
                 told = time.monotonic()
-                names = ", ".join(map(str, missing))
-                logger.info("waiting for host %s of %d to come to %s", names, len(wanted) + 1, self.address)
+                logger.info("waiting for %s", self.awaited())
             if self.door.poll(200):
                 self.take()
-        return [self._here[host][1].free_bytes for host in wanted]
+        return {host: self._here[host][1].free_bytes for host in self.wanted}
+
+    def missing(self) -> list[int]:
+        """Those that are not there."""
+        return [host for host in self.wanted if host not in self._here]
+
+    def awaited(self) -> str:
+        """What is waited for, for people."""
+        return f"host {', '.join(map(str, self.missing()))} of {self.options.hosts.nnodes} to come to {self.address}"
 
     def begin(self, job: Job) -> None:
         """Have all of them start their ranks."""
@@ -151,14 +166,14 @@ class Hosts:
 
     def _complaint(self, hello: Hello) -> str:
         """Why a host does not fit in."""
-        mine = layout(self._options)
+        mine = layout(self.options)
         if hello.version != __version__:
             return f"it runs Octavo {hello.version}, host 0 runs {__version__}."
         if hello.layout != mine:
             names = "nnodes, tensor_parallel_size and pipeline_parallel_size"
             return f"its {names} are {list(hello.layout)}, host 0's are {list(mine)}."
-        if not 0 < hello.host < mine[0]:
-            return f"its node_rank {hello.host} is not one of 1 to {mine[0] - 1}."
+        if hello.host not in self.wanted:
+            return f"its node_rank {hello.host} is not one of {self.wanted[0]} to {self.wanted[-1]}."
         if hello.model != self._model:
             return "its model has another shape, or is to be read in another way, than host 0's."
         return ""
@@ -167,12 +182,35 @@ class Hosts:
         self.door.send_multipart([identity, self._encoder.encode(message)])  # to one that is gone: dropped
 
 
-def _listen(door: zmq.Socket[bytes], options: HostOptions) -> str:
-    """Bind where the other hosts will come to, and return the address.
+def find_hosts(options: EngineOptions, config: ModelConfig, device: str) -> Hosts | None:
+    """The hosts with agents that the options ask for; None where all ranks are the engine's own children.
+
+    Args:
+        options: the engine's.
+        config: the model's shape.
+        device: cpu or cuda.
+
+    Raises:
+        OctavoError: they cannot be listened for, or Ray cannot be reached.
+    """
+    if options.hosts.distributed_executor_backend == "ray":
+        if device != "cpu":
+            raise ConfigError("distributed_executor_backend=ray is not available on GPUs yet. Use --device cpu.")
+        from octavo.executor.ray_hosts import RayHosts
+
+        return RayHosts(options, config)
+    return Hosts(options, config) if options.hosts.nnodes > 1 else None
+
+
+def _listen(door: zmq.Socket[bytes], options: HostOptions, told: str | None) -> str:
+    """Bind where the other hosts will come to, and return the address: the one that was told, or the one that the options say.
 
     Where torchrun's agent keeps a store on the port, the engine listens on one of its own, and leaves word in the store.
     """
     try:
+        if told is not None:
+            door.bind(told)
+            return door.getsockopt_string(zmq.LAST_ENDPOINT)
         address = f"tcp://{socket.gethostbyname(options.master_addr)}"
         if not env.torchrun_keeps_store():
             door.bind(f"{address}:{options.master_port}")

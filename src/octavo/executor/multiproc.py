@@ -36,6 +36,7 @@ from octavo.vocabulary import Vocabulary
 
 logger = get_logger(__name__)
 
+_NOWHERE = -1
 _POLL_MS = 200
 _LAST_BREATH_SECONDS = 0.1
 _FAR_BREATH_SECONDS = 1.0
@@ -48,7 +49,7 @@ class MultiprocExecutor(Executor):
     Args:
         files, config, options, device, progress: as the local executor's.
         plan: each rank's memory.
-        hosts: the other hosts that have some of the ranks, gathered; None where all are here.
+        hosts: the hosts with agents that have some of the ranks, or all, gathered; None where all are here.
 
     Raises:
         OctavoError: a worker cannot start; the message names its rank and the cause.
@@ -86,14 +87,16 @@ class MultiprocExecutor(Executor):
         self._loaded = [0.0] * size
         self._watch = Watch(range(size))
         self._meeting, meeting = None, ""
-        if hosts is not None:
+        if options.hosts.nnodes > 1:
             from octavo.distributed.process_group import open_meeting
 
             self._meeting, meeting = open_meeting(address.removeprefix("tcp://"))
         a_host = size // options.hosts.nnodes
         homes = [rank // a_host for rank in range(size)]
         self._job = Job(name, options, plan, homes, list(inboxes), outbox, meeting, config.hidden_size, config.vocab_size)
-        self._ranks = LocalRanks(self._job, 0, files, options.device.threads or usable_cores())
+        self._ranks = LocalRanks(
+            self._job, _NOWHERE if hosts is not None and 0 in hosts.wanted else 0, files, options.device.threads or usable_cores()
+        )
         self._ended: dict[int, tuple[int, int]] = {}  # of the other hosts: process and code
         try:
             if hosts is not None:
