@@ -120,7 +120,7 @@ async def test_any_process_may_die_or_stop_on_either_host(host: OtherHost, tmp_p
             pid = victim()
             said = await fails_within(server, lambda pid=pid: os.kill(pid, how), BOUND)
             assert not named or (named.format(pid=pid) in said and told in said), said
-            wait_gone(ranks, 5)
+            wait_gone(ranks, 10)
         if how == signal.SIGSTOP:
             os.kill(agent(there), signal.SIGCONT)
         else:

@@ -8,6 +8,7 @@ device never waits for the host. The tokens are the same as without.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -87,20 +88,25 @@ class EngineCore:
         available = seat.memory_bytes if device.kind == "cpu" else None
         formats = stored_formats(files, config, options.model.load_format)
         hosts, free = find_hosts(options, config, device.kind), dict[int, int]()
-        if hosts is not None:
-            options, free = hosts.options, hosts.gather()
-        plans = plan_ranks(config, options, device, free.pop(0, available), formats, list(free.values()))
-        self.plan = bill_of(plans)
-        for name, size, note in self.plan.rows():
-            logger.info("plan: %-12s %10s  %s", name, gib(size), note)
-        for note in self.plan.notes:
-            logger.info("plan: %s", note)
-        if make_executor is not None or (len(plans) == 1 and hosts is None):
-            self._executor = (make_executor or LocalExecutor)(files, config, options, self.plan, device, progress)
-        else:
-            from octavo.executor.multiproc import MultiprocExecutor
+        with contextlib.ExitStack() as undo:  # where this engine cannot start, those that were to work for it are told
+            if hosts is not None:
+                undo.callback(hosts.close)
+                options, free = hosts.options, hosts.gather()
+            plans = plan_ranks(config, options, device, free.pop(0, available), formats, list(free.values()))
+            self.plan = bill_of(plans)
+            for name, size, note in self.plan.rows():
+                logger.info("plan: %-12s %10s  %s", name, gib(size), note)
+            for note in self.plan.notes:
+                logger.info("plan: %s", note)
+            if make_executor is not None or (len(plans) == 1 and hosts is None):
+                self._executor = (make_executor or LocalExecutor)(files, config, options, self.plan, device, progress)
+            else:
+                from octavo.executor.multiproc import MultiprocExecutor
 
-            self._executor = MultiprocExecutor(files, config, options, plans, device, progress, hosts)
+                self._executor = MultiprocExecutor(files, config, options, plans, device, progress, hosts)
+            undo.callback(self._executor.shutdown)
+            self._warm_up()
+            undo.pop_all()
         self.kv = KVCacheManager(self.plan.num_blocks, self.plan.block_size, options.cache.enable_prefix_caching)
         self.scheduler = Scheduler(options.scheduler, self.kv, self.plan.max_model_len, self._executor.stages)
         self.stats = EngineStats(rss_bytes=resident_bytes())
@@ -109,7 +115,6 @@ class EngineCore:
         self._compiling: dict[str, tuple[Request, Future[Any]]] = {}
         self._in_flight: deque[tuple[Batch, PendingStep]] = deque()  # oldest first
         self._unreported = False  # an abort changed the figures since the last output
-        self._warm_up()
         self.ready = Ready(
             max_model_len=self.plan.max_model_len,
             max_num_seqs=self.plan.max_num_seqs,

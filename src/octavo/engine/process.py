@@ -7,6 +7,7 @@ leaves. Messages go over two unix sockets; nothing is pickled.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -156,16 +157,17 @@ def main() -> None:
     inbox.connect(start.inbox)
     outbox.connect(start.outbox)
     outbox.setsockopt(zmq.LINGER, 2000)
-    try:
-        _serve(start, inbox, outbox)
-        code = 0
-    except OctavoError as error:
-        outbox.send(msgspec.msgpack.encode(Failed(str(error))))
-        code = 1
-    except Exception as error:
-        logger.exception("the engine failed")
-        outbox.send(msgspec.msgpack.encode(Failed(f"internal error in the engine: {type(error).__name__}: {error}")))
-        code = 1
+    with contextlib.ExitStack() as at_end:
+        try:
+            _serve(start, inbox, outbox, at_end)
+            code = 0
+        except OctavoError as error:
+            outbox.send(msgspec.msgpack.encode(Failed(str(error))))
+            code = 1
+        except Exception as error:
+            logger.exception("the engine failed")
+            outbox.send(msgspec.msgpack.encode(Failed(f"internal error in the engine: {type(error).__name__}: {error}")))
+            code = 1
     inbox.close(0)
     outbox.close()
     context.term()
@@ -174,7 +176,7 @@ def main() -> None:
     os._exit(code)
 
 
-def _serve(start: EngineStart, inbox: zmq.Socket[bytes], outbox: zmq.Socket[bytes]) -> None:
+def _serve(start: EngineStart, inbox: zmq.Socket[bytes], outbox: zmq.Socket[bytes], at_end: contextlib.ExitStack) -> None:
     encoder = msgspec.msgpack.Encoder()
     decoder = msgspec.msgpack.Decoder(EngineInput)
     outbox.send(encoder.encode(Loading("loading")))
@@ -184,6 +186,8 @@ def _serve(start: EngineStart, inbox: zmq.Socket[bytes], outbox: zmq.Socket[byte
 
     files = ModelFiles(start.model_name, start.model_kind, Path(start.model_path))
     core = EngineCore(start.options, files, lambda phase, fraction: outbox.send(encoder.encode(Loading(phase, fraction))), seat=start.seat)
+    if core.watched:  # other processes, which end in order; what this one holds is not worth the time
+        at_end.callback(core.shutdown)
     outbox.send(encoder.encode(core.ready))
     stuck = False
     while True:
@@ -194,8 +198,6 @@ def _serve(start: EngineStart, inbox: zmq.Socket[bytes], outbox: zmq.Socket[byte
         while inbox.poll(timeout):
             message = decoder.decode(inbox.recv())
             if isinstance(message, Shutdown):
-                if core.watched:  # other processes, which end in order; what this one holds is not worth the time
-                    core.shutdown()
                 return
             answer = core.handle(message)
             if answer is not None:

@@ -147,7 +147,9 @@ class Hosts:
             raise EngineDeadError(f"host {host} has shown no sign of life for {SILENCE_SECONDS:.0f} s.")
 
     def close(self) -> None:
-        """Have all of them end their ranks."""
+        """Have all of them end their ranks. Idempotent."""
+        if self._context.closed:
+            return
         for identity, _ in self._here.values():
             self._say(identity, End())
         self._context.destroy(_LINGER_MS)

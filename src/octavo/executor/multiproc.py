@@ -38,6 +38,7 @@ logger = get_logger(__name__)
 
 _NOWHERE = -1
 _POLL_MS = 200
+_STOP_LINGER_MS = 200
 _LAST_BREATH_SECONDS = 0.1
 _FAR_BREATH_SECONDS = 1.0
 """From the end of a process's connections to the news of its own end, on this host and from another."""
@@ -146,12 +147,13 @@ class MultiprocExecutor(Executor):
     def shutdown(self) -> None:
         if self._context.closed:
             return
-        with contextlib.suppress(zmq.ZMQError):
-            self._tell_all(Stop(), zmq.NOBLOCK)
+        for inbox in self._inboxes:
+            with contextlib.suppress(zmq.Again):  # that one is not connected
+                inbox.send(self._encoder.encode(Stop()), zmq.NOBLOCK)
         if self._hosts is not None:
             self._hosts.close()
+        self._context.destroy(_STOP_LINGER_MS)
         self._ranks.stop()
-        self._context.destroy(0)
 
     def _socket(self, kind: int, address: str) -> tuple[zmq.Socket[bytes], str]:
         """A bound socket and its address."""
@@ -162,10 +164,10 @@ class MultiprocExecutor(Executor):
         socket.bind(address)
         return socket, socket.getsockopt_string(zmq.LAST_ENDPOINT) if address.endswith("*") else address
 
-    def _tell_all(self, message: WorkerInput, flags: int = 0) -> None:
+    def _tell_all(self, message: WorkerInput) -> None:
         said = self._encoder.encode(message)
         for inbox in self._inboxes:
-            inbox.send(said, flags)  # never full: this waits for a worker that is not connected
+            inbox.send(said)  # never full: this waits for a worker that is not connected
 
     def _receive(self, timeout: int = _POLL_MS) -> bool:
         """Take in one message, if one comes in time.
