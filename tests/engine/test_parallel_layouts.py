@@ -15,6 +15,7 @@ from family_checkpoints import CONFIGS, save_checkpoint
 from serving import children
 from tiny_checkpoint import write_tiny_llama
 
+from octavo.batch import TokenLogprobs
 from octavo.config import engine_options
 from octavo.engine.core import EngineCore
 from octavo.engine.messages import AddRequest
@@ -27,6 +28,9 @@ from octavo.sampling_params import SamplingParams
 
 FAMILIES = ("llama", "llama-biases", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3-short")
 PROMPTS = ([5, 9, 33, 51, 8], list(range(3, 60)), [50, 4] * 9)
+
+BFLOAT16_TOLERANCE = 0.03
+"""Of a log probability: sums of another order are rounded to 8 bits in every layer."""
 
 
 def start(
@@ -51,6 +55,19 @@ def generate(core: EngineCore, **params: object) -> list[list[int]]:
     return list(tokens.values())
 
 
+def prompt_scores(core: EngineCore) -> list[TokenLogprobs]:
+    """Of each place of a prompt: its token, and the two most likely ones."""
+    prompt = [(7 * number * number + 3) % 60 for number in range(80)]
+    core.handle(AddRequest("0", prompt, SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=2), seed=0))
+    scores: list[TokenLogprobs] = []
+    while core.has_work():
+        output = core.step()
+        for update in output.updates if output is not None else ():
+            scores += update.prompt_logprobs or []
+    assert len(scores) == len(prompt) - 1
+    return scores
+
+
 def gone(pid: int) -> bool:
     try:
         return "Z" in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
@@ -66,26 +83,34 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_tokens_are_those_of_one_rank(family: str, tmp_path: Path) -> None:
     assert family in CONFIGS
-    save_checkpoint(family, tmp_path)
+    save_checkpoint(family, tmp_path, layers=4)
+    assert [len(shard.layers) for shard in share_out(read_model_config(ModelFiles("tiny", "hf", tmp_path)), 1, 3)] == [1, 2, 1]
     core = start(tmp_path, 1)
     expected = generate(core)
     core.shutdown()
     # Four ranks are more than the two key/value heads that these have: each keeps a copy of one.
-    for layout in ((2, 1), (4, 1), (1, 2), (2, 2)):
+    for layout in ((2, 1), (4, 1), (1, 2), (1, 3), (2, 2)):
         core = start(tmp_path, *layout)
         assert generate(core) == expected, layout
         core.shutdown()
 
 
-def test_three_stages_share_four_layers(tmp_path: Path) -> None:
-    save_checkpoint("gemma3", tmp_path)
-    assert [len(shard.layers) for shard in share_out(read_model_config(ModelFiles("tiny", "hf", tmp_path)), 1, 3)] == [1, 2, 1]
-    runs = []
-    for stages in (1, 3):
-        core = start(tmp_path, 1, stages)
-        runs.append(generate(core))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_agrees_with_one_rank_where_the_margin_allows(family: str, tmp_path: Path) -> None:
+    """All layouts see the same tokens, those of a prompt, and say which they would have expected at each place."""
+    save_checkpoint(family, tmp_path, layers=4)
+    core = start(tmp_path, 1, dtype="bfloat16")
+    expected = prompt_scores(core)
+    core.shutdown()
+    clear = [place for place, scores in enumerate(expected) if scores.logprobs[1] - scores.logprobs[2] > 2 * BFLOAT16_TOLERANCE]
+    assert len(clear) > 0.6 * len(expected)
+    for layout in ((2, 1), (4, 1), (2, 2)):
+        core = start(tmp_path, *layout, dtype="bfloat16")
+        found = prompt_scores(core)
         core.shutdown()
-    assert runs[0] == runs[1]
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours.logprobs[0] == pytest.approx(theirs.logprobs[0], abs=BFLOAT16_TOLERANCE), layout
+        assert [found[place].token_ids[1] for place in clear] == [expected[place].token_ids[1] for place in clear], layout
 
 
 def test_each_stage_of_a_pipeline_has_a_step(tiny: Path) -> None:

@@ -104,13 +104,17 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 }
 
 
-def save_checkpoint(name: str, directory: Path) -> PreTrainedModel:
-    """Write the checkpoint ``name`` in float32 and return transformers' model of it.
+def save_checkpoint(name: str, directory: Path, layers: int | None = None) -> PreTrainedModel:
+    """Write the checkpoint ``name`` in float32, with as many layers as it has or ``layers``, and return transformers' model of it.
 
     Weights are drawn so that every part matters: products keep the scale of their input, norms and biases differ from their start.
     """
     config = CONFIGS[name]()
     config.dtype = "float32"
+    if layers is not None:
+        config.num_hidden_layers = layers
+        if kinds := getattr(config, "layer_types", None):
+            config.layer_types = (kinds * layers)[:layers]
     torch.manual_seed(len(name))
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
     generator = torch.Generator().manual_seed(17)

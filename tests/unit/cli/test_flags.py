@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from octavo.cli.flags import Parser, add_engine_flags, flag_name, given_engine_options, parse_bytes, parse_serve
-from octavo.config import ENGINE_GROUPS, EngineOptions, ServerOptions, engine_options
+from octavo.config import ENGINE_GROUPS, EngineOptions, HostOptions, ServerOptions, engine_options
 from octavo.errors import ConfigError
 
 
@@ -53,6 +53,11 @@ def test_every_option_has_a_flag(capsys):
         ("-tp 1", "device", "tensor_parallel_size", 1),
         ("--pipeline-parallel-size 1", "device", "pipeline_parallel_size", 1),
         ("--enforce-eager", "device", "enforce_eager", True),
+        ("--nnodes 2 -tp 2", "hosts", "nnodes", 2),
+        ("--node-rank 1 --nnodes 2 -pp 2", "hosts", "node_rank", 1),
+        ("--master-addr 10.0.0.1", "hosts", "master_addr", "10.0.0.1"),
+        ("--master-port 1234", "hosts", "master_port", 1234),
+        ("--distributed-executor-backend ray", "hosts", "distributed_executor_backend", "ray"),
     ],
 )
 def test_engine_flags_reach_their_group(words, group, name, value):
@@ -111,6 +116,19 @@ def test_two_different_models_are_refused():
         (["-dp", "0"], ["data_parallel_size", "at least 1"]),
         (["-tp", "0"], ["tensor_parallel_size", "at least 1"]),
         (["--max-num-seqs", "0"], ["max_num_seqs", "at least 1"]),
+        (["--nnodes", "0"], ["nnodes", "at least 1"]),
+        (["--node-rank", "1"], ["node_rank", "less than nnodes=1"]),
+        (["--nnodes", "2", "-tp", "2", "--node-rank", "-1"], ["node_rank", "at least 0"]),
+        (["--master-port", "0"], ["master_port", "1 to 65535"]),
+        (["--nnodes", "2"], ["nnodes=2", "1 ranks", "tensor_parallel_size=1", "pipeline_parallel_size=1"]),
+        (["--nnodes", "2", "-tp", "3"], ["nnodes=2", "3 ranks"]),
+        (["--nnodes", "2", "-tp", "2", "-dp", "2"], ["data_parallel_size and nnodes", "several servers"]),
+        (["--distributed-executor-backend", "ray", "-dp", "2"], ["data_parallel_size", "ray", "several servers"]),
+        (
+            ["--distributed-executor-backend", "ray", "--nnodes", "2", "-tp", "2", "--node-rank", "1"],
+            ["node_rank=1", "Ray starts the hosts"],
+        ),
+        (["--distributed-executor-backend", "mpi"], ["--distributed-executor-backend", "mp, ray", "'mpi'"]),
         (["--ssl-keyfile", "key.pem"], ["ssl_keyfile", "ssl_certfile"]),
         (["--ssl-keyfile", "missing.pem", "--ssl-certfile", "missing.pem"], ["ssl_keyfile", "missing.pem"]),
         (["--max-logprobs", "-2"], ["max_logprobs"]),
@@ -192,6 +210,29 @@ def test_the_api_key_comes_from_the_environment_unless_given(monkeypatch):
     monkeypatch.setenv("OCTAVO_API_KEY", "secret")
     assert parse_serve([])[1].api_key == ["secret"]
     assert parse_serve(["--api-key", "mine"])[1].api_key == ["mine"]
+
+
+def torchrun(monkeypatch, **variables):
+    for name, value in ({"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "1"} | variables).items():
+        monkeypatch.setenv(name, value)
+
+
+def test_torchruns_variables_stand_for_the_flags_of_hosts(monkeypatch):
+    torchrun(monkeypatch, GROUP_RANK="1", GROUP_WORLD_SIZE="2", MASTER_ADDR="10.0.0.1", MASTER_PORT="1234")
+    hosts = parse_serve(["-tp", "2"])[0].hosts
+    assert hosts == HostOptions(nnodes=2, node_rank=1, master_addr="10.0.0.1", master_port=1234)
+    assert parse_serve(["-tp", "2", "--master-port", "5678"])[0].hosts.master_port == 5678, "a flag wins"
+
+
+def test_torchrun_is_to_start_one_process_a_host(monkeypatch):
+    torchrun(monkeypatch, LOCAL_WORLD_SIZE="2")
+    assert "--nproc-per-node 1" in refused("-tp", "2")
+
+
+def test_the_variables_say_nothing_where_torchrun_did_not_start_the_process(monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert parse_serve([])[0].hosts == HostOptions()
 
 
 def test_other_commands_get_only_what_was_given():

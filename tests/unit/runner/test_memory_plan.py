@@ -12,7 +12,7 @@ from octavo.errors import ConfigError, MemoryPlanError
 from octavo.models.config import ModelConfig, RotaryConfig
 from octavo.models.expected_tensors import expected_tensors
 from octavo.runner.device import CpuDevice, CudaDevice
-from octavo.runner.memory_plan import MemoryPlan, gib, matrix_formats, plan_memory, weight_bytes
+from octavo.runner.memory_plan import MemoryPlan, bill_of, gib, matrix_formats, plan_memory, plan_ranks, weight_bytes
 
 GIB = 2**30
 CONFIG = ModelConfig(
@@ -204,6 +204,41 @@ def test_int8_keys_and_values_have_a_scale_for_each_tokens_head() -> None:
 def test_activations_grow_with_the_token_budget() -> None:
     assert plan(max_num_batched_tokens=8192).activations > plan(max_num_batched_tokens=512).activations
     assert plan(threads=64).activations > plan(threads=1).activations
+
+
+def rank_plans(available: int = 8 * GIB, elsewhere: tuple[int, ...] = (), **options: Any) -> list[MemoryPlan]:
+    return plan_ranks(CONFIG, engine_options(**{"dtype": "bfloat16"} | options), CpuDevice(), available, None, elsewhere)
+
+
+@pytest.mark.parametrize(("tensor", "stages"), [(2, 1), (1, 2), (2, 2), (1, 4)])
+def test_ranks_have_one_pools_blocks_and_the_models_weights_between_them(tensor: int, stages: int) -> None:
+    alone = plan(kv_cache_memory_bytes=GIB)
+    made = rank_plans(tensor_parallel_size=tensor, pipeline_parallel_size=stages, kv_cache_memory_bytes=GIB)
+    assert len(made) == tensor * stages
+    assert {each.num_blocks for each in made} == {alone.num_blocks} and {each.max_model_len for each in made} == {alone.max_model_len}
+    assert sum(each.block_bytes for each in made) == alone.block_bytes
+    bill = bill_of(made)
+    assert bill.kv_pool == alone.kv_pool
+    # Norms are on every rank of a stage, and a tied table is on the first stage and the last.
+    assert alone.weights <= bill.weights <= alone.weights + tensor * 4 * NORMS + (stages > 1) * 2 * TABLE
+
+
+def test_the_host_with_the_least_memory_says_how_many_blocks_there_are() -> None:
+    layout = {"pipeline_parallel_size": 2, "gpu_memory_utilization": 0.5}
+    wide = rank_plans(4 * GIB, (4 * GIB,), **layout)
+    for here, there in ((4 * GIB, GIB), (GIB, 4 * GIB)):
+        made = rank_plans(here, (there,), **layout)
+        assert made[0].num_blocks == made[1].num_blocks < wide[0].num_blocks
+        assert made[0].available == here
+        # Each host pays for its own ranks alone.
+        for each, free in zip(made, (here, there), strict=True):
+            assert each.weights + each.activations + each.runtime + each.kv_pool <= free
+    assert wide[0].num_blocks > rank_plans(4 * GIB, **layout)[0].num_blocks, "two hosts have more than one"
+
+
+def test_a_pool_that_does_not_fit_on_one_of_the_hosts_is_refused() -> None:
+    with pytest.raises(MemoryPlanError, match="does not fit"):
+        rank_plans(8 * GIB, (GIB,), pipeline_parallel_size=2, kv_cache_memory_bytes=2 * GIB)
 
 
 def test_sizes_read_well() -> None:
