@@ -84,6 +84,26 @@ def test_two_hosts_answer_as_one_and_leave_nothing_behind(host: OtherHost, tmp_p
         assert there.wait(timeout=20) == 0
 
 
+async def test_hosts_that_are_told_to_stop_together_finish_what_runs(host: OtherHost, tmp_path: Path) -> None:
+    port = free_port()
+    with (
+        host.serving(*flags(host, port, "-tp", "2", "--node-rank", "1")) as there,
+        serving(tmp_path, *flags(host, port, "-tp", "2")) as server,
+    ):
+        async with httpx.AsyncClient(timeout=60) as client:
+            body = LONG_ANSWER | {"max_tokens": 150}
+            running = asyncio.ensure_future(client.post(f"{server.url}/generate", json=body))
+            while server.metric("vllm:num_requests_running") < 1:
+                await asyncio.sleep(0.02)
+            there.terminate()
+            server.process.terminate()
+            answer = await running
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["meta_info"]["completion_tokens"] == 150
+        assert server.process.wait(timeout=20) == 0
+        assert there.wait(timeout=20) == 0
+
+
 async def test_a_cut_link_is_an_error_within_the_bound_and_mended_it_serves_again(host: OtherHost, tmp_path: Path) -> None:
     port = free_port()
     with host.serving(*flags(host, port, "-tp", "2", "--node-rank", "1")), serving(tmp_path, *flags(host, port, "-tp", "2")) as server:

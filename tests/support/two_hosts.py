@@ -26,11 +26,10 @@ def why_not() -> str:
     made = subprocess.run(["ip", "netns", "add", probe], capture_output=True, text=True, timeout=30)
     if made.returncode != 0:
         return f"network namespaces are not allowed here: {made.stderr.strip()}"
-    veth = subprocess.run(
-        ["ip", "link", "add", "octavo-probe", "type", "veth", "peer", "name", "octavo-probe2"], capture_output=True, text=True
-    )
+    link = f"oct{os.getpid()}"
+    veth = subprocess.run(["ip", "link", "add", link, "type", "veth", "peer", "name", f"{link}p"], capture_output=True, text=True)
     if veth.returncode == 0:
-        run("ip", "link", "del", "octavo-probe")
+        run("ip", "link", "del", link)
     run("ip", "netns", "del", probe)
     return "" if veth.returncode == 0 else f"veth pairs are not allowed here: {veth.stderr.strip()}"
 

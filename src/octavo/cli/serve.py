@@ -31,7 +31,7 @@ def serve(engine: EngineOptions, server: ServerOptions) -> int:
         from octavo.executor.host_agent import run_host
 
         log.configure(f"host {engine.hosts.node_rank}")
-        return run_host(engine)
+        return run_host(engine, server.shutdown_timeout)
     log.configure("server")
     listener = listen(server)  # before the imports: from here on clients are not refused, they wait
     url = address(listener, server)

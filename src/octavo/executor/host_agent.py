@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 import signal
-import threading
 import time
 import uuid
 
@@ -27,6 +28,8 @@ logger = get_logger(__name__)
 
 _CONNECT_TIMEOUT_MS = 2000
 _TELL_SECONDS = 30.0
+_AFTER_SERVER_SECONDS = 5.0
+"""For the server to end its engine when the time that requests have is up."""
 
 
 class HostAgent:
@@ -57,7 +60,7 @@ class HostAgent:
         self._ranks: LocalRanks | None = None
         self._last = ""
         self._watch = Watch((0,))  # for host 0
-        self._stopping = threading.Event()
+        self._until = math.inf
 
     def run(self) -> None:
         """Serve until ``stop``.
@@ -67,8 +70,7 @@ class HostAgent:
         """
         last_sign, told = 0.0, -_TELL_SECONDS
         try:
-            while not self._stopping.is_set():
-                now = time.monotonic()
+            while (now := time.monotonic()) < self._until if self._job is not None else self._until == math.inf:
                 if now - last_sign >= ALIVE_SECONDS:
                     last_sign = now
                     self._show_life()
@@ -83,9 +85,12 @@ class HostAgent:
             self._end("this host leaves")
             self._context.destroy(500)
 
-    def stop(self) -> None:
-        """Have ``run`` end; may be called from a signal handler or another thread."""
-        self._stopping.set()
+    def stop(self, seconds: float) -> None:
+        """Have ``run`` end: where there is a job, when the engine ends it, in so many seconds at the latest.
+
+        May be called from a signal handler or another thread.
+        """
+        self._until = time.monotonic() + seconds
 
     def _show_life(self) -> None:
         if self._job is not None:
@@ -137,11 +142,12 @@ def _find_engine(options: EngineOptions) -> str:
     return TorchrunStore(hosts.master_addr, hosts.master_port).wait()
 
 
-def run_host(options: EngineOptions) -> int:
-    """Run this host's ranks until SIGTERM or SIGINT.
+def run_host(options: EngineOptions, drain_seconds: float) -> int:
+    """Run this host's ranks until SIGTERM or SIGINT; a second one ends them at once.
 
     Args:
         options: with a ``node_rank`` above 0.
+        drain_seconds: that the server has for its running requests, when it is told to stop as well.
 
     Returns:
         The process's exit code.
@@ -151,7 +157,8 @@ def run_host(options: EngineOptions) -> int:
     """
     files = resolve(options.model.model, options.model.revision, lambda what, done, total: None)
     agent = HostAgent(options, files)
+    grace = itertools.chain([drain_seconds + _AFTER_SERVER_SECONDS], itertools.repeat(0.0))
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: agent.stop())
+        signal.signal(number, lambda *_: agent.stop(next(grace)))
     agent.run()
     return 0

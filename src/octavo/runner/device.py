@@ -17,6 +17,9 @@ from octavo.ops.workspace import CUDA_LOGITS_ROWS, CUDA_RUNTIME_BYTES
 if TYPE_CHECKING:
     import torch
 
+CGROUP = Path("/sys/fs/cgroup")
+"""Of this process (version 2), as a container sees it."""
+
 FAST_BF16_FEATURES = frozenset({"avx512_bf16", "amx_bf16"})
 
 
@@ -157,17 +160,34 @@ def select_device(options: DeviceOptions, number: int = 0, count: int = 1) -> De
 
 
 def usable_cores() -> int:
-    """Cores this process may run on (its affinity mask, not the machine's count)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may run on: those of its affinity mask, and no more than a container's limit of processor time allows."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = (CGROUP / "cpu.max").read_text().split()
+        return count if quota == "max" else min(count, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        return count
 
 
 def available_ram() -> int:
-    """RAM that can be taken without swapping, within the control group's limit where there is one."""
+    """RAM that can be taken without swapping, within the control group's limit where there is one.
+
+    What the group used includes pages of files that it has read or fetched, a model's say: they give way.
+    """
     free = _meminfo_available()
-    limit, used = _number(Path("/sys/fs/cgroup/memory.max")), _number(Path("/sys/fs/cgroup/memory.current"))
+    limit, used = _number(CGROUP / "memory.max"), _number(CGROUP / "memory.current")
     if limit is not None and used is not None:
-        free = min(free, max(0, limit - used))
+        free = min(free, max(0, limit - used + _cached_files()))
     return free
+
+
+def _cached_files() -> int:
+    """Bytes of files' pages in the control group's account."""
+    try:
+        rows = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return 0
+    return sum(int(rows.get(name, 0)) for name in ("inactive_file", "active_file"))
 
 
 def _meminfo_available() -> int:

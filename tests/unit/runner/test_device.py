@@ -11,7 +11,8 @@ import torch
 from octavo.cli.main import USAGE, main
 from octavo.config import DeviceOptions
 from octavo.errors import ConfigError
-from octavo.runner.device import select_device
+from octavo.runner import device
+from octavo.runner.device import available_ram, select_device, usable_cores
 
 SAID = "--device cuda: torch sees no usable GPU on this machine; use --device cpu."
 
@@ -40,3 +41,30 @@ def test_a_plan_for_a_gpu_that_is_not_there_is_a_mistake_in_the_flags(tmp_path: 
     written = capsys.readouterr()
     assert written.err == f"octavo: error: {SAID}\n"
     assert written.out == ""
+
+
+@pytest.fixture
+def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A container's files."""
+    monkeypatch.setattr(device, "CGROUP", tmp_path)
+    monkeypatch.setattr(device, "_meminfo_available", lambda: 64 * 2**30)
+    monkeypatch.setattr(device.os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
+    return tmp_path
+
+
+def test_a_containers_limit_bounds_what_is_free_and_files_that_it_has_read_give_way(group: Path) -> None:
+    assert available_ram() == 64 * 2**30
+    (group / "memory.max").write_text("8589934592\n")
+    (group / "memory.current").write_text("6442450944\n")
+    assert available_ram() == 2 * 2**30
+    (group / "memory.stat").write_text("anon 1073741824\nfile 5368709120\nactive_file 1073741824\ninactive_file 4294967296\n")
+    assert available_ram() == 7 * 2**30
+    (group / "memory.max").write_text("max\n")
+    assert available_ram() == 64 * 2**30
+
+
+@pytest.mark.parametrize(("limit", "cores"), [("max 100000", 16), ("400000 100000", 4), ("250000 100000", 2), ("50000 100000", 1)])
+def test_a_containers_limit_of_processor_time_bounds_the_threads(group: Path, limit: str, cores: int) -> None:
+    assert usable_cores() == 16
+    (group / "cpu.max").write_text(f"{limit}\n")
+    assert usable_cores() == cores
