@@ -78,12 +78,14 @@ class PendingStep:
 
     Args:
         result: waits for the step and says what came of it. Steps are asked in the order of their launches, each once.
+        ready: whether ``result`` would not wait for the device.
     """
 
-    __slots__ = ("result",)
+    __slots__ = ("ready", "result")
 
-    def __init__(self, result: Callable[[], StepResult]) -> None:
+    def __init__(self, result: Callable[[], StepResult], ready: Callable[[], bool] = lambda: True) -> None:
         self.result = result
+        self.ready = ready
 
 
 class TokenLogprobs(msgspec.Struct, array_like=True):

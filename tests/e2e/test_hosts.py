@@ -99,7 +99,7 @@ async def test_hosts_that_are_told_to_stop_together_finish_what_runs(host: Other
             server.process.terminate()
             answer = await running
         assert answer.status_code == 200, answer.text
-        assert answer.json()["meta_info"]["completion_tokens"] == 150
+        assert answer.json()["usage"]["completion_tokens"] == 150
         assert server.process.wait(timeout=20) == 0
         assert there.wait(timeout=20) == 0
 

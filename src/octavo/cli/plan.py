@@ -48,9 +48,10 @@ def run(argv: list[str]) -> int:
     files = resolve(options.model.model, options.model.revision)
     config = read_model_config(files)
     formats = stored_formats(files, config, options.model.load_format)
-    device, engines = select_device(options.device), options.device.data_parallel_size
-    available = device.free_bytes() // engines if device.kind == "cpu" else None
-    plan = bill_of(plan_ranks(config, options, device, available, formats))
+    device, engines, nnodes = select_device(options.device), options.device.data_parallel_size, options.hosts.nnodes
+    ranks = options.device.tensor_parallel_size * options.device.pipeline_parallel_size // nnodes
+    available = device.free_bytes() // engines if device.kind == "cpu" else device.free_for(0, ranks)
+    plan = bill_of(plan_ranks(config, options, device, available, formats, [available] * (nnodes - 1)))  # hosts like this one
     quality = _quality(files, options) if args.quality else None
     if args.json:
         bill = {"model": files.name, **dataclasses.asdict(plan), "total": plan.total, "pool_tokens": plan.pool_tokens}

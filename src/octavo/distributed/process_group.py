@@ -1,4 +1,4 @@
-"""The process group of a layout's ranks, where they have more to say to each other than shared memory carries."""
+"""The process group of a layout's ranks, gloo's or NCCL's, where they have more to say to each other than shared memory carries."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import socket
 import struct
 from datetime import timedelta
 
+import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore, Store, TCPStore
 
@@ -29,32 +30,36 @@ def open_meeting(address: str) -> tuple[TCPStore, str]:
     return store, f"{address}:{store.port}"
 
 
-def join_here(shared_file: int, rank: int, size: int) -> None:
-    """Come together with the other ranks, all on this host, by gloo.
+def join_here(shared_file: int, rank: int, size: int, device: torch.device) -> None:
+    """Come together with the other ranks, all on this host.
 
     Args:
         shared_file: descriptor of a file in memory that all ranks have inherited: they find each other in it, so no port is known outside.
         rank, size: of all ranks of the layout.
+        device: where what they exchange is.
     """
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    _join(FileStore(f"/proc/self/fd/{shared_file}", size), rank, size)
+    _join(FileStore(f"/proc/self/fd/{shared_file}", size), rank, size, device)
 
 
-def join_at(meeting: str, rank: int, size: int) -> None:
-    """Come together with the other ranks, on several hosts, by gloo.
+def join_at(meeting: str, rank: int, size: int, device: torch.device) -> None:
+    """Come together with the other ranks, on several hosts.
 
     Args:
         meeting: HOST:PORT of the store.
         rank, size: of all ranks of the layout.
+        device: where what they exchange is.
     """
     host, _, port = meeting.rpartition(":")
     if interface := interface_towards(host):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-    _join(TCPStore(host, int(port), is_master=False), rank, size)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
+    _join(TCPStore(host, int(port), is_master=False), rank, size, device)
 
 
-def _join(store: Store, rank: int, size: int) -> None:
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=JOIN_TIMEOUT)
+def _join(store: Store, rank: int, size: int, device: torch.device) -> None:
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=JOIN_TIMEOUT)
 
 
 def interface_towards(host: str) -> str | None:

@@ -16,22 +16,26 @@ class StageLink:
         before: the rank that this one's rows come from, in the process group; None in the first stage.
         after: the rank that they go to; None in the last stage.
         width: H.
+        device: where the rows are.
     """
 
-    def __init__(self, before: int | None, after: int | None, width: int) -> None:
+    def __init__(self, before: int | None, after: int | None, width: int, device: torch.device) -> None:
         self._before = before
         self._after = after
         self._width = width
+        self._device = device
         self._sending: tuple[dist.Work, torch.Tensor] | None = None
 
     def receive(self, rows: int) -> torch.Tensor:
         """The stage before's rows of this step: float32 [rows, H]."""
-        start = torch.empty((rows, self._width), dtype=torch.float32)
+        start = torch.empty((rows, self._width), dtype=torch.float32, device=self._device)
         dist.recv(start, self._before)
         return start
 
     def send(self, rows: torch.Tensor) -> None:
-        """Pass float32 [T, H] on; they may not change any more."""
+        """Pass float32 [T, H] on; on a CPU they may not change any more. On a GPU they may: a graph fills the same rows again."""
+        if self._device.type != "cpu":
+            rows = rows.clone()
         if self._sending is not None:
             self._sending[0].wait()
         work = dist.isend(rows, self._after)

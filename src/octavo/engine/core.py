@@ -83,9 +83,11 @@ class EngineCore:
     ) -> None:
         if options.hosts.node_rank > 0:
             raise ConfigError(f"node_rank={options.hosts.node_rank}: such a host has no engine; `octavo serve` has it wait for host 0.")
-        device = select_device(options.device, seat.number, seat.count)
+        ranks = options.device.tensor_parallel_size * options.device.pipeline_parallel_size // options.hosts.nnodes  # on this host
+        alone = ranks == 1 and options.hosts.nnodes == 1
+        device = select_device(options.device, seat.number if alone else None, seat.count * ranks)
         config = read_model_config(files)
-        available = seat.memory_bytes if device.kind == "cpu" else None
+        available = seat.memory_bytes if device.kind == "cpu" else None if alone else device.free_for(seat.number * ranks, ranks)
         formats = stored_formats(files, config, options.model.load_format)
         hosts, free = find_hosts(options, config, device.kind), dict[int, int]()
         with contextlib.ExitStack() as undo:  # where this engine cannot start, those that were to work for it are told
@@ -103,7 +105,7 @@ class EngineCore:
             else:
                 from octavo.executor.multiproc import MultiprocExecutor
 
-                self._executor = MultiprocExecutor(files, config, options, plans, device, progress, hosts)
+                self._executor = MultiprocExecutor(files, config, options, plans, device, progress, hosts, (seat.number, seat.count))
             undo.callback(self._executor.shutdown)
             self._warm_up()
             undo.pop_all()

@@ -22,7 +22,7 @@ from octavo.executor.messages import Begin, Busy, End, Hello, HostInput, Job, Ra
 from octavo.log import get_logger
 from octavo.models.hub import ModelFiles, resolve
 from octavo.models.loader import read_model_config
-from octavo.runner.device import available_ram, usable_cores
+from octavo.runner.device import select_device, usable_cores
 
 logger = get_logger(__name__)
 
@@ -56,6 +56,10 @@ class HostAgent:
         self._engine.setsockopt(zmq.CONNECT_TIMEOUT, _CONNECT_TIMEOUT_MS)
         self._engine.setsockopt(zmq.IMMEDIATE, 1)  # what cannot be said now is said again later
         self._engine.connect(self._address)
+        device = options.device
+        self._ranks_here = device.tensor_parallel_size * device.pipeline_parallel_size // options.hosts.nnodes
+        self._device = select_device(device, None, self._ranks_here)
+        self._free: int | None = None  # None: to be asked
         self._job: Job | None = None
         self._ranks: LocalRanks | None = None
         self._last = ""
@@ -70,7 +74,7 @@ class HostAgent:
         """
         last_sign, told = 0.0, -_TELL_SECONDS
         try:
-            while (now := time.monotonic()) < self._until if self._job is not None else self._until == math.inf:
+            while self._goes_on(now := time.monotonic()):
                 if now - last_sign >= ALIVE_SECONDS:
                     last_sign = now
                     self._show_life()
@@ -85,6 +89,9 @@ class HostAgent:
             self._end("this host leaves")
             self._context.destroy(500)
 
+    def _goes_on(self, now: float) -> bool:
+        return self._until == math.inf or (self._job is not None and now < self._until)
+
     def stop(self, seconds: float) -> None:
         """Have ``run`` end: where there is a job, when the engine ends it, in so many seconds at the latest.
 
@@ -96,7 +103,9 @@ class HostAgent:
         if self._job is not None:
             self._say(Busy(self._host, self._job.name))
             return
-        self._say(Hello(self._host, layout(self._options), __version__, self._model, available_ram(), self._last))
+        if self._free is None or self._device.kind == "cpu":
+            self._free = self._device.free_for(0, self._ranks_here)
+        self._say(Hello(self._host, layout(self._options), self._device.kind, __version__, self._model, self._free, self._last))
 
     def _take(self, message: HostInput) -> None:
         self._watch.saw(0)
@@ -127,6 +136,7 @@ class HostAgent:
         if ranks is not None:
             logger.info("host %d ends its ranks: %s", self._host, why)
             ranks.stop(0.5)
+            self._free = None
 
     def _say(self, message: Hello | Busy | RankEnded) -> None:
         with contextlib.suppress(zmq.Again):  # nobody is there

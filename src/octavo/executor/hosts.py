@@ -12,7 +12,7 @@ import zmq
 
 from octavo import __version__, env
 from octavo.config import EngineOptions, HostOptions
-from octavo.errors import ConfigError, EngineDeadError, OctavoError
+from octavo.errors import EngineDeadError, OctavoError
 from octavo.executor.child_process import ALIVE_SECONDS, SILENCE_SECONDS, Watch
 from octavo.executor.messages import Begin, End, Hello, Here, HostInput, HostOutput, Job, RankEnded, Refused
 from octavo.log import get_logger
@@ -51,6 +51,7 @@ class Hosts:
     Args:
         options: the engine's.
         config: the model's shape.
+        device: cpu or cuda, as on this host.
         address: where to listen for them; where the options say when None.
         first: 1 where host 0's ranks are the engine's own children, 0 where it has an agent too.
 
@@ -64,8 +65,9 @@ class Hosts:
         OctavoError: the address cannot be listened on.
     """
 
-    def __init__(self, options: EngineOptions, config: ModelConfig, address: str | None = None, first: int = 1) -> None:
+    def __init__(self, options: EngineOptions, config: ModelConfig, device: str, address: str | None = None, first: int = 1) -> None:
         self.options = options
+        self._device = device
         self.wanted = range(first, options.hosts.nnodes)
         self._context = zmq.Context()
         self._model = fingerprint(config, options)
@@ -83,7 +85,7 @@ class Hosts:
         """Wait until all hosts are there.
 
         Returns:
-            the bytes that may be taken on each.
+            what may be taken on each (``Device.free_for``).
 
         Raises:
             OctavoError: one cannot come.
@@ -174,6 +176,8 @@ class Hosts:
         if hello.layout != mine:
             names = "nnodes, tensor_parallel_size and pipeline_parallel_size"
             return f"its {names} are {list(hello.layout)}, host 0's are {list(mine)}."
+        if hello.device != self._device:
+            return f"its device is {hello.device}, host 0's is {self._device}; give both the same --device."
         if hello.host not in self.wanted:
             return f"its node_rank {hello.host} is not one of {self.wanted[0]} to {self.wanted[-1]}."
         if hello.model != self._model:
@@ -196,12 +200,10 @@ def find_hosts(options: EngineOptions, config: ModelConfig, device: str) -> Host
         OctavoError: they cannot be listened for, or Ray cannot be reached.
     """
     if options.hosts.distributed_executor_backend == "ray":
-        if device != "cpu":
-            raise ConfigError("distributed_executor_backend=ray is not available on GPUs yet. Use --device cpu.")
         from octavo.executor.ray_hosts import RayHosts
 
-        return RayHosts(options, config)
-    return Hosts(options, config) if options.hosts.nnodes > 1 else None
+        return RayHosts(options, config, device)
+    return Hosts(options, config, device) if options.hosts.nnodes > 1 else None
 
 
 def _listen(door: zmq.Socket[bytes], options: HostOptions, told: str | None) -> str:

@@ -32,16 +32,28 @@ class LocalRanks:
     def __init__(self, job: Job, host: int, files: ModelFiles, threads: int) -> None:
         self._workers: dict[int, subprocess.Popen[bytes]] = {}
         ranks = [rank for rank, home in enumerate(job.homes) if home == host]
-        shared = [stage for stage in sorted({rank // job.tensor for rank in ranks}) if job.on_one_host(stage)]
+        engine, engines = job.engine
+        shared = [stage for stage in sorted({rank // job.tensor for rank in ranks}) if job.shares_memory(stage)]
         meeting = os.memfd_create("octavo", os.MFD_CLOEXEC)
         memories = {stage: os.memfd_create("octavo", os.MFD_CLOEXEC) for stage in shared}
         try:
             for memory in memories.values():
                 os.ftruncate(memory, SharedGroup.bytes(job.tensor, shared_slot_floats(job.hidden_size, job.vocab_size)))
-            for rank in ranks:
-                memory = memories.get(rank // job.tensor, -1)
-                own, model = max(1, threads // len(ranks)), (files.name, files.kind, str(files.path))
-                self._workers[rank] = _spawn(WorkerStart(rank, job, memory, meeting, own, starts_from_main_thread(), *model))
+            for number, rank in enumerate(ranks, engine * len(ranks)):
+                start = WorkerStart(
+                    rank=rank,
+                    job=job,
+                    memory=memories.get(rank // job.tensor, -1),
+                    meeting=meeting,
+                    threads=max(1, threads // len(ranks)),
+                    number=number,
+                    count=engines * len(ranks),
+                    from_main_thread=starts_from_main_thread(),
+                    model_name=files.name,
+                    model_kind=files.kind,
+                    model_path=str(files.path),
+                )
+                self._workers[rank] = _spawn(start)
         except BaseException:
             self.stop(0.0)
             raise

@@ -18,6 +18,9 @@ class Job(msgspec.Struct):
 
     Attributes:
         name: drawn anew for each start, so that late news of an old one are known as such.
+        options: the engine's, with the device that it chose.
+        engine: which of how many engines in the server has it.
+        ahead: steps that a rank may have on its device when it takes up the next one: 1 where the device samples, of one stage, else 0.
         plans: each rank's memory.
         homes: each rank's host.
         inboxes, outbox: where each rank listens, and where all speak.
@@ -27,6 +30,8 @@ class Job(msgspec.Struct):
 
     name: str
     options: EngineOptions
+    engine: tuple[int, int]
+    ahead: int
     plans: list[MemoryPlan]
     homes: list[int]
     inboxes: list[str]
@@ -44,9 +49,9 @@ class Job(msgspec.Struct):
         """The ranks that share a stage's layers: those of the first stage come first."""
         return range(stage * self.tensor, (stage + 1) * self.tensor)
 
-    def on_one_host(self, stage: int) -> bool:
-        """Whether a stage's ranks can share memory."""
-        return len({self.homes[rank] for rank in self.group(stage)}) == 1
+    def shares_memory(self, stage: int) -> bool:
+        """Whether a stage's ranks have memory that all of them reach: they run on a CPU, on one host."""
+        return self.options.device.device == "cpu" and len({self.homes[rank] for rank in self.group(stage)}) == 1
 
 
 class WorkerStart(msgspec.Struct):
@@ -56,6 +61,7 @@ class WorkerStart(msgspec.Struct):
         memory: the descriptor of the file that the ranks of its stage share (``ops.cpu.shared_group``); -1 where they do not.
         meeting: the descriptor of the file in which ranks on one host find each other.
         threads: its own.
+        number, count: which of how many ranks on this host it is, those of other engines included: it has the GPU of that number.
         from_main_thread: see ``child_process.leave_with_parent``.
         model_name, model_kind, model_path: where its host has the model.
     """
@@ -65,6 +71,8 @@ class WorkerStart(msgspec.Struct):
     memory: int
     meeting: int
     threads: int
+    number: int
+    count: int
     from_main_thread: bool
     model_name: str
     model_kind: Literal["hf", "gguf"]
@@ -146,13 +154,14 @@ class Hello(msgspec.Struct, tag="hello", array_like=True):
     Attributes:
         host: which one, from 1.
         layout: hosts, tensor_parallel_size and pipeline_parallel_size that it was started with.
-        version: its Octavo's. model: names its checkpoint's shape and types (``hosts.fingerprint``).
+        device: cpu or cuda. version: its Octavo's. model: names its checkpoint's shape and types (``hosts.fingerprint``).
         free_bytes: memory that its ranks may take.
         last: the job that it had last, which has ended here.
     """
 
     host: int
     layout: tuple[int, int, int]
+    device: str
     version: str
     model: str
     free_bytes: int

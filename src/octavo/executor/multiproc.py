@@ -6,6 +6,7 @@ They are on this host, or on several: the others' are started by an agent there 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import time
 import uuid
@@ -51,6 +52,7 @@ class MultiprocExecutor(Executor):
         files, config, options, device, progress: as the local executor's.
         plan: each rank's memory.
         hosts: the hosts with agents that have some of the ranks, or all, gathered; None where all are here.
+        engine: which of how many engines in the server this is.
 
     Raises:
         OctavoError: a worker cannot start; the message names its rank and the cause.
@@ -67,10 +69,12 @@ class MultiprocExecutor(Executor):
         device: Device,
         progress: TellProgress,
         hosts: Hosts | None = None,
+        engine: tuple[int, int] = (0, 1),
     ) -> None:
         size = len(plan)
         self.stages = options.device.pipeline_parallel_size
-        self.depth = self.stages - 1
+        ahead = int(self.stages == 1 and device.kind == "cuda" and options.scheduler.async_scheduling)
+        self.depth = self.stages - 1 or ahead
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[WorkerOutput] = msgspec.msgpack.Decoder(WorkerOutput)
         self._context = zmq.Context()
@@ -94,7 +98,8 @@ class MultiprocExecutor(Executor):
             self._meeting, meeting = open_meeting(address.removeprefix("tcp://"))
         a_host = size // options.hosts.nnodes
         homes = [rank // a_host for rank in range(size)]
-        self._job = Job(name, options, plan, homes, list(inboxes), outbox, meeting, config.hidden_size, config.vocab_size)
+        chosen = dataclasses.replace(options, device=dataclasses.replace(options.device, device=device.kind))
+        self._job = Job(name, chosen, engine, ahead, plan, homes, list(inboxes), outbox, meeting, config.hidden_size, config.vocab_size)
         self._ranks = LocalRanks(
             self._job, _NOWHERE if hosts is not None and 0 in hosts.wanted else 0, files, options.device.threads or usable_cores()
         )

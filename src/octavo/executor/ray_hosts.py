@@ -31,6 +31,7 @@ class RayHosts(Hosts):
     Args:
         options: the engine's.
         config: the model's shape.
+        device: cpu or cuda; GPUs are reserved too, one for each rank.
 
     Attributes:
         options: with ``threads`` chosen.
@@ -40,7 +41,7 @@ class RayHosts(Hosts):
         OctavoError: the cluster cannot be reached.
     """
 
-    def __init__(self, options: EngineOptions, config: ModelConfig) -> None:
+    def __init__(self, options: EngineOptions, config: ModelConfig, device: str) -> None:
         try:
             import ray
             from ray.util.placement_group import placement_group
@@ -54,12 +55,14 @@ class RayHosts(Hosts):
                 ray.init(include_dashboard=False, logging_level=logging.WARNING)
             except (ConnectionError, OSError, RuntimeError, ValueError) as error:
                 raise OctavoError(f"Cannot reach the Ray cluster: {error}") from None
-        device, nnodes = options.device, options.hosts.nnodes
-        ranks = device.tensor_parallel_size * device.pipeline_parallel_size // nnodes
-        self._cpus = device.threads or max(ranks, _cpus_of_each(ray, nnodes))
-        chosen = dataclasses.replace(options, device=dataclasses.replace(device, threads=self._cpus))
-        super().__init__(chosen, config, f"tcp://{self._ray.util.get_node_ip_address()}:*", first=0)
-        self._group: Any = placement_group([{"CPU": self._cpus}] * nnodes, strategy="STRICT_SPREAD")
+        asked, nnodes = options.device, options.hosts.nnodes
+        ranks = asked.tensor_parallel_size * asked.pipeline_parallel_size // nnodes
+        self._cpus = asked.threads or max(ranks, _cpus_of_each(ray, nnodes))
+        self._gpus = ranks if device == "cuda" else 0
+        chosen = dataclasses.replace(options, device=dataclasses.replace(asked, device=device, threads=self._cpus))
+        super().__init__(chosen, config, device, f"tcp://{self._ray.util.get_node_ip_address()}:*", first=0)
+        bundle = {"CPU": self._cpus} | ({"GPU": self._gpus} if self._gpus else {})
+        self._group: Any = placement_group([bundle] * nnodes, strategy="STRICT_SPREAD")
         self._agents: list[Any] = []
         self._running: list[Any] = []
 
@@ -78,7 +81,8 @@ class RayHosts(Hosts):
         if self._agents:
             return super().awaited()
         has = ", ".join(f"{cpus:g} on {name}" for name, cpus in _cpus(self._ray).items())
-        return f"Ray to find {len(self.wanted)} host(s) with {self._cpus} CPUs free; it has these CPUs in all: {has}"
+        needs = f"{self._cpus} CPUs" + (f" and {self._gpus} GPUs" if self._gpus else "")
+        return f"Ray to find {len(self.wanted)} host(s) with {needs} free; it has these CPUs in all: {has}"
 
     def close(self) -> None:
         super().close()
@@ -98,7 +102,7 @@ class RayHosts(Hosts):
             strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=host)
             hosts = dataclasses.replace(self.options.hosts, node_rank=host)
             start = msgspec.json.encode(dataclasses.replace(self.options, hosts=hosts))
-            made = agent.options(num_cpus=self._cpus, scheduling_strategy=strategy).remote()
+            made = agent.options(num_cpus=self._cpus, num_gpus=self._gpus, scheduling_strategy=strategy).remote()
             self._agents.append(made)
             self._running.append(made.run.remote(start, self.address))
 

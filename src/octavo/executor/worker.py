@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -27,12 +28,18 @@ from octavo.ops.workspace import shared_slot_floats
 from octavo.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    import torch
+
+    from octavo.batch import PendingStep
     from octavo.models.sharding import Shard
     from octavo.ops.base import Group
     from octavo.runner.place import Place
 
 COMPILE_POLL_MS = 5
 """How often a worker that waits for forms to be compiled looks at them."""
+
+DEVICE_POLL_MS = 1
+"""How often a worker whose device is at a step looks whether it is done; the next step mostly comes first."""
 
 _LAST_WORDS_SECONDS = 0.2
 """For last words to get on their way: the process ends without closing anything."""
@@ -97,24 +104,34 @@ def _serve(
     config = read_model_config(files)
     formats = stored_formats(files, config, options.model.load_format) if options.model.quantization == "auto" else {}
     shard = share_out(config, job.tensor, options.device.pipeline_parallel_size, formats)[start.rank]
-    place = _take_place(start, shard, leave)
+    device = select_device(options.device, start.number, start.count)
+    place = _take_place(start, shard, device.torch_device, leave)
 
     def tell(phase: str, fraction: float) -> None:
         outbox.send(encoder.encode(Progress(start.rank, fraction)))
 
-    runner = Runner(files, config, options, job.plans[start.rank], select_device(options.device), tell, place)
+    runner = Runner(files, config, options, job.plans[start.rank], device, tell, place)
     tell("ready", READY)
     decoder: msgspec.msgpack.Decoder[WorkerInput] = msgspec.msgpack.Decoder(WorkerInput)
     forms: dict[int, Future[Any]] = {}
+    under_way: deque[PendingStep] = deque()  # oldest first
+
+    def finish() -> None:
+        result = under_way.popleft().result()
+        if runner.samples:
+            outbox.send(encoder.encode(Done(result)))
+
     while True:
-        while forms and not inbox.poll(COMPILE_POLL_MS):
+        while (under_way or forms) and not inbox.poll(DEVICE_POLL_MS if under_way else COMPILE_POLL_MS):
+            if under_way and under_way[0].ready():
+                finish()
             _report_forms(forms, outbox, encoder)
         message = decoder.decode(inbox.recv())
         if isinstance(message, Launch):
             runner.inputs.hear(message.heard)
-            result = runner.execute(message.batch)
-            if runner.samples:
-                outbox.send(encoder.encode(Done(result)))
+            under_way.append(runner.launch(message.batch))
+            while len(under_way) > job.ahead:
+                finish()
         elif isinstance(message, Stop):
             return
         elif runner.samples and isinstance(message, Vocabulary):
@@ -124,33 +141,37 @@ def _serve(
         _report_forms(forms, outbox, encoder)
 
 
-def _take_place(start: WorkerStart, shard: Shard, broken: Callable[[Exception], NoReturn]) -> Place:
+def _take_place(start: WorkerStart, shard: Shard, device: torch.device, broken: Callable[[Exception], NoReturn]) -> Place:
     """Come together with the other ranks."""
     from octavo.ops.cpu.shared_group import SharedGroup
     from octavo.runner.place import Place
 
-    job, group = start.job, None
+    job = start.job
+    group: Group | None = None
     if start.memory >= 0 and shard.size > 1:
         slot_floats = shared_slot_floats(job.hidden_size, job.vocab_size)
         group = SharedGroup(start.memory, shard.rank, shard.size, slot_floats)
-    if not job.meeting and shard.num_stages == 1:
+    if not job.meeting and shard.num_stages == 1 and job.shares_memory(0):
         return Place(shard, group)
     import torch.distributed as dist
 
+    from octavo.distributed.device_group import DeviceGroup
     from octavo.distributed.process_group import join_at, join_here
     from octavo.distributed.stage_link import StageLink
     from octavo.distributed.torch_group import TorchGroup
 
     if job.meeting:
-        join_at(job.meeting, start.rank, len(job.homes))
+        join_at(job.meeting, start.rank, len(job.homes), device)
     else:
-        join_here(start.meeting, start.rank, len(job.homes))
-    apart = [stage for stage in range(shard.num_stages) if not job.on_one_host(stage)]
+        join_here(start.meeting, start.rank, len(job.homes), device)
+    apart = [stage for stage in range(shard.num_stages) if shard.size > 1 and not job.shares_memory(stage)]
     groups = {stage: dist.new_group(list(job.group(stage))) for stage in apart}  # all ranks make all groups
-    found: Group | None = TorchGroup(job.group(shard.stage), groups[shard.stage], broken) if shard.stage in groups else group
+    if shard.stage in groups:
+        ranks, made = job.group(shard.stage), groups[shard.stage]
+        group = TorchGroup(ranks, made, broken) if job.options.device.device == "cpu" else DeviceGroup(ranks, made)
     before, after = start.rank - shard.size, start.rank + shard.size
-    link = StageLink(None if shard.is_first else before, None if shard.is_last else after, job.hidden_size)
-    return Place(shard, found, link if shard.num_stages > 1 else None)
+    link = StageLink(None if shard.is_first else before, None if shard.is_last else after, job.hidden_size, device)
+    return Place(shard, group, link if shard.num_stages > 1 else None)
 
 
 def _report_forms(forms: dict[int, Future[Any]], outbox: zmq.Socket[bytes], encoder: msgspec.msgpack.Encoder) -> None:

@@ -200,7 +200,8 @@ class Group(ABC):
 
     @abstractmethod
     def gather(self, part: torch.Tensor, widths: Sequence[int]) -> torch.Tensor | None:
-        """All ranks' float32 [R, widths[rank]] side by side on rank 0: float32 [R, sum of widths]; None on the others."""
+        """All ranks' float32 [R, widths[rank]] side by side: float32 [R, sum of widths] on rank 0, and on all where the device samples;
+        None on the others."""
 
 
 class Ops(ABC):

@@ -73,6 +73,10 @@ class HostCopy:
             self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._done.record()
 
+    def ready(self) -> bool:
+        """Whether ``wait`` would not wait."""
+        return self._done is None or bool(self._done.query())  # type: ignore[no-untyped-call]
+
     def wait(self) -> list[int]:
         """The values, once they are here."""
         if self._done is not None:

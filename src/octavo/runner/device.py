@@ -6,6 +6,8 @@ Two peers under one base; nothing here imports torch before it must, so that ``o
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +23,11 @@ CGROUP = Path("/sys/fs/cgroup")
 """Of this process (version 2), as a container sees it."""
 
 FAST_BF16_FEATURES = frozenset({"avx512_bf16", "amx_bf16"})
+
+
+_ASK_GPUS = (
+    "import sys, torch; first, count = map(int, sys.argv[1:]); print(*(torch.cuda.mem_get_info(first + n)[0] for n in range(count)))"
+)
 
 
 class Device(ABC):
@@ -44,9 +51,22 @@ class Device(ABC):
     def cores_free(self) -> bool:
         """Whether the process may use cores beside those that run the model; after ``prepare``."""
 
+    @property
+    @abstractmethod
+    def torch_device(self) -> torch.device:
+        """Where this process's tensors are."""
+
     @abstractmethod
     def free_bytes(self) -> int:
         """Memory that may still be taken, in bytes."""
+
+    @abstractmethod
+    def free_for(self, first: int, count: int) -> int:
+        """Memory that ranks may take, without taking any: of the host for all together, or on the fullest of the GPUs they have each.
+
+        Args:
+            first, count: which GPUs.
+        """
 
     @abstractmethod
     def default_dtype(self, checkpoint: str) -> str:
@@ -72,7 +92,16 @@ class CpuDevice(Device):
 
         return torch.get_num_threads() < usable_cores()
 
+    @property
+    def torch_device(self) -> torch.device:
+        import torch
+
+        return torch.device("cpu")
+
     def free_bytes(self) -> int:
+        return available_ram()
+
+    def free_for(self, first: int, count: int) -> int:
         return available_ram()
 
     def default_dtype(self, checkpoint: str) -> str:
@@ -113,10 +142,20 @@ class CudaDevice(Device):
     def cores_free(self) -> bool:
         return True
 
+    @property
+    def torch_device(self) -> torch.device:
+        import torch
+
+        return torch.device("cuda")
+
     def free_bytes(self) -> int:
         import torch
 
         return int(torch.cuda.mem_get_info()[0])
+
+    def free_for(self, first: int, count: int) -> int:
+        """Asked by a process that ends: who asks CUDA about a GPU holds some hundred megabytes on it from then on."""
+        return min(map(int, subprocess.check_output([sys.executable, "-c", _ASK_GPUS, str(first), str(count)], timeout=120).split()))
 
     def default_dtype(self, checkpoint: str) -> str:
         return checkpoint
@@ -133,14 +172,15 @@ class CudaDevice(Device):
         return torch.zeros((num_blocks, block_bytes), dtype=torch.uint8, device="cuda")
 
 
-def select_device(options: DeviceOptions, number: int = 0, count: int = 1) -> Device:
+def select_device(options: DeviceOptions, number: int | None = 0, count: int = 1) -> Device:
     """The device that ``--device`` names; ``auto`` takes a GPU where one works.
 
     Args:
-        number, count: which of how many engines asks: each has a GPU of its own, which is the process's current one from here on.
+        number: which of the GPUs becomes the process's current one; None where it computes nothing itself.
+        count: GPUs that all engines on this host need: one for each of their ranks.
 
     Raises:
-        ConfigError: ``cuda`` was asked for and none works, or there are fewer than engines.
+        ConfigError: ``cuda`` was asked for and none works, or there are fewer than needed.
     """
     if options.device == "cpu":
         return CpuDevice()
@@ -150,8 +190,11 @@ def select_device(options: DeviceOptions, number: int = 0, count: int = 1) -> De
 
     if torch.cuda.is_available():
         if torch.cuda.device_count() < count:
-            raise ConfigError(f"data_parallel_size={count}: each engine needs a GPU of its own; torch sees {torch.cuda.device_count()}.")
-        if count > 1:
+            raise ConfigError(
+                f"{count} GPUs are needed on this host, one for each rank of each engine (tensor_parallel_size, "
+                f"pipeline_parallel_size and data_parallel_size); torch sees {torch.cuda.device_count()}."
+            )
+        if number is not None and count > 1:
             torch.cuda.set_device(number)
         return CudaDevice()
     if options.device == "cuda":

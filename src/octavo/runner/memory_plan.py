@@ -230,33 +230,41 @@ def plan_ranks(
     """The bill of each rank that shares the model. One pool is shared out: all ranks have the same blocks, each its part.
 
     Args:
-        available, formats: as ``plan_memory`` takes them, for this host.
-        elsewhere: free bytes of the other hosts, each of which has as many ranks as this one.
+        available: what this host's ranks may take (``Device.free_for``); asked from the device when None.
+        formats: as ``plan_memory`` takes them.
+        elsewhere: the same as ``available`` of the other hosts, each of which has as many ranks as this one.
 
     Raises:
         MemoryPlanError, ConfigError: as ``plan_memory``; ``ConfigError`` also where the model cannot be shared out so.
     """
     tensor, pipeline = options.device.tensor_parallel_size, options.device.pipeline_parallel_size
-    available = device.free_bytes() if available is None else available
     if tensor * pipeline == 1:
         return [plan_memory(config, options, device, available, formats)]
-    if device.kind == "cuda":
-        asked = f"tensor_parallel_size={tensor}" if tensor > 1 else f"pipeline_parallel_size={pipeline}"
-        raise ConfigError(f"{asked} is not available on GPUs yet; only 1 is. Use --device cpu, or one GPU.")
+    a_host = tensor * pipeline // (1 + len(elsewhere))
+    available = device.free_for(0, a_host) if available is None else available
     kept = formats if options.model.quantization == "auto" else None
     plans = [_plan_without_pool(config, options, device, available, formats, shard) for shard in share_out(config, tensor, pipeline, kept)]
     if tensor > 1:
-        slots = 2 * 4 * shared_slot_floats(config.hidden_size, config.vocab_size)
-        plans = [replace(plan, activations=plan.activations + slots) for plan in plans]
-    a_host, block = len(plans) // (1 + len(elsewhere)), sum(plan.block_bytes for plan in plans)
-    hosts = [
-        bill_of([replace(plan, available=free) for plan in plans[host * a_host : (host + 1) * a_host]])
+        sums = _sums_bytes(config, options, device, plans[0].dtype)
+        plans = [replace(plan, activations=plan.activations + sums) for plan in plans]
+    together = 1 if device.kind == "cuda" else a_host  # ranks that have one memory
+    memories = [
+        bill_of([replace(plan, available=free) for plan in plans[first : first + together]])
         for host, free in enumerate((available, *elsewhere))
+        for first in range(host * a_host, (host + 1) * a_host, together)
     ]
-    least = min((_with_pool(host, options, device, block) for host in hosts), key=lambda host: host.num_blocks)
+    block = sum(plan.block_bytes for plan in plans)
+    least = min((_with_pool(memory, options, device, block) for memory in memories), key=lambda memory: memory.num_blocks)
     whole = _fit_context(least, options)
     count, context = whole.num_blocks, whole.max_model_len
     return [replace(plan, num_blocks=count, kv_pool=count * plan.block_bytes, max_model_len=context, notes=whole.notes) for plan in plans]
+
+
+def _sums_bytes(config: ModelConfig, options: EngineOptions, device: Device, dtype: str) -> int:
+    """What a rank takes to sum its rows with others': its slots of shared memory on a CPU, two copies of a step's rows on a GPU."""
+    if device.kind == "cuda":
+        return 2 * options.scheduler.max_num_batched_tokens * config.hidden_size * DTYPE_BYTES[dtype]
+    return 2 * 4 * shared_slot_floats(config.hidden_size, config.vocab_size)
 
 
 def bill_of(plans: list[MemoryPlan]) -> MemoryPlan:
@@ -306,8 +314,9 @@ def _plan_without_pool(
         _refuse_for_reference(options, dtype, kv_dtype)
         described = dtype if described == dtype else f"{dtype}, dequantised at load"
     local = config if shard is None else shard.local(config)
-    # Only the last stage has scores, and its first rank has all of them.
-    scores = config.vocab_size if shard is None or shard.samples else local.vocab_size if shard.is_last else 0
+    # Only the last stage has scores. All of them are on its first rank, and on every one where GPUs sample.
+    whole = shard is None or shard.samples or (shard.is_last and kernels == "cuda")
+    scores = config.vocab_size if whole else local.vocab_size if shard is not None and shard.is_last else 0
     return MemoryPlan(
         device=device.kind,
         available=available,

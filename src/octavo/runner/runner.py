@@ -62,7 +62,7 @@ class Runner:
         place: Place | None = None,
     ) -> None:
         device.prepare(options.device.threads)
-        self.torch_device = torch.device(device.kind)
+        self.torch_device = device.torch_device
         self.config = config
         shard, group = (None, None) if place is None else (place.shard, place.group)
         self.link = None if place is None else place.link
@@ -86,7 +86,7 @@ class Runner:
             config.vocab_size,
             self.torch_device,
             device.cores_free,
-            self.ops.samples,
+            self.ops.samples and self.model.is_last,
             self.samples,
         )
         self._logits_rows = device.logits_rows
@@ -121,7 +121,7 @@ class Runner:
         drawn = [] if step.drawn is None else self._draw(hidden, step.drawn)
         result = self._sample(hidden, step)
         result.prompt_logprobs = self._prompt_logprobs(hidden, batch.scheduled)
-        return PendingStep(lambda: self._finish(batch, result, drawn))
+        return PendingStep(lambda: self._finish(batch, result, drawn), lambda: all(copy.ready() for _, copy in drawn))
 
     def _draw(self, hidden: torch.Tensor, drawn: DrawnRows) -> list[tuple[list[SequenceState], HostCopy]]:
         """Have the device sample rows, a chunk of logits at a time. The tokens stay there for the next step.
@@ -166,7 +166,7 @@ class Runner:
         for begin in range(0, len(step.states), LOGITS_ROWS):
             chunk = slice(begin, begin + LOGITS_ROWS)
             logits = self.model.logits(hidden[torch.tensor(step.sample_rows[chunk], device=self.torch_device)])
-            if logits is None:
+            if logits is None or not self.samples:
                 continue
             sampled = sample_what_can(logits, step.states[chunk])
             result.failed += sampled.failed
@@ -199,6 +199,6 @@ class Runner:
         for begin in range(0, len(next_ids), LOGITS_ROWS):
             chunk = next_ids[begin : begin + LOGITS_ROWS]
             logits = self.model.logits(hidden[row + begin : row + begin + len(chunk)])
-            if logits is not None:
+            if logits is not None and self.samples:
                 scored += prompt_logprobs(logits, chunk, count)
         return scored

@@ -34,7 +34,7 @@ CONFIG = ModelConfig(
     tie_word_embeddings=True,
 )
 OPTIONS = engine_options(nnodes=2, tensor_parallel_size=2)
-HELLO = Hello(1, layout(OPTIONS), __version__, fingerprint(CONFIG, OPTIONS), 2**30, "")
+HELLO = Hello(1, layout(OPTIONS), "cpu", __version__, fingerprint(CONFIG, OPTIONS), 2**30, "")
 
 
 class Visitor:
@@ -61,7 +61,7 @@ class Visitor:
 
 @pytest.fixture
 def hosts() -> Iterator[Hosts]:
-    made = Hosts(OPTIONS, CONFIG, "tcp://127.0.0.1:*")
+    made = Hosts(OPTIONS, CONFIG, "cpu", "tcp://127.0.0.1:*")
     yield made
     made.close()
 
@@ -74,7 +74,7 @@ def visitor(hosts: Hosts) -> Iterator[Visitor]:
 
 
 def job(options: EngineOptions = OPTIONS) -> Job:
-    return Job("this", options, [], [0, 1], [], "", "", CONFIG.hidden_size, CONFIG.vocab_size)
+    return Job("this", options, (0, 1), 0, [], [0, 1], [], "", "", CONFIG.hidden_size, CONFIG.vocab_size)
 
 
 def test_a_host_that_fits_is_counted_with_its_memory(hosts: Hosts, visitor: Visitor) -> None:
@@ -88,6 +88,7 @@ def test_a_host_that_fits_is_counted_with_its_memory(hosts: Hosts, visitor: Visi
     [
         ({"version": "0.0.0"}, f"it runs Octavo 0.0.0, host 0 runs {__version__}"),
         ({"layout": (2, 1, 2)}, r"are \[2, 1, 2\], host 0's are \[2, 2, 1\]"),
+        ({"device": "cuda"}, "its device is cuda, host 0's is cpu; give both the same --device"),
         ({"host": 2}, "its node_rank 2 is not one of 1 to 1"),
         ({"model": "another"}, "its model has another shape"),
     ],
@@ -143,4 +144,4 @@ def test_a_host_that_comes_anew_ends_the_job(hosts: Hosts, visitor: Visitor) -> 
 def test_an_address_that_cannot_be_listened_on_is_named() -> None:
     for options, said in (({"master_addr": "203.0.113.1"}, "203.0.113.1:29500"), ({"master_addr": "no-such-host.invalid"}, "no-such-host")):
         with pytest.raises(OctavoError, match=f"Cannot listen for other hosts on {said}"):
-            Hosts(engine_options(nnodes=2, tensor_parallel_size=2, **options), CONFIG)
+            Hosts(engine_options(nnodes=2, tensor_parallel_size=2, **options), CONFIG, "cpu")

@@ -32,6 +32,18 @@ def test_without_a_gpu_auto_is_the_cpu_and_cuda_is_refused() -> None:
     assert str(refusal.value) == SAID
 
 
+def test_each_rank_of_each_engine_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert select_device(DeviceOptions(device="cuda"), 2, 3).kind == "cuda"
+    assert select_device(DeviceOptions(device="cuda"), None, 3).kind == "cuda"
+    assert chosen == [2], "who computes nothing takes none"
+    with pytest.raises(ConfigError, match=r"4 GPUs are needed on this host, .*; torch sees 3\."):
+        select_device(DeviceOptions(device="cuda"), None, 4)
+
+
 @pytest.mark.usefixtures("no_gpu")
 def test_a_plan_for_a_gpu_that_is_not_there_is_a_mistake_in_the_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 100, "hidden_size": 64, "intermediate_size": 96}

@@ -236,6 +236,18 @@ def test_the_host_with_the_least_memory_says_how_many_blocks_there_are() -> None
     assert wide[0].num_blocks > rank_plans(4 * GIB, **layout)[0].num_blocks, "two hosts have more than one"
 
 
+def test_ranks_with_a_gpu_each_pay_for_themselves_alone() -> None:
+    options = engine_options(dtype="bfloat16", tensor_parallel_size=2, gpu_memory_utilization=0.5, max_num_seqs=4096)
+    made = plan_ranks(CONFIG, options, CudaDevice(), 4 * GIB)
+    assert made[0].num_blocks == made[1].num_blocks
+    for each in made:
+        fixed = each.weights + each.activations + each.runtime
+        assert each.kv_pool <= (4 * GIB - fixed) / 2
+    # The rank with more heads has larger pages: it says how many there are.
+    larger = max(made, key=lambda each: each.block_bytes)
+    assert larger.kv_pool > 0.99 * (4 * GIB - larger.weights - larger.activations - larger.runtime) / 2
+
+
 def test_a_pool_that_does_not_fit_on_one_of_the_hosts_is_refused() -> None:
     with pytest.raises(MemoryPlanError, match="does not fit"):
         rank_plans(8 * GIB, (GIB,), pipeline_parallel_size=2, kv_cache_memory_bytes=2 * GIB)

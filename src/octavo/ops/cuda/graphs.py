@@ -52,7 +52,8 @@ def cuda_capture() -> Capture:
             function()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        # Another thread's calls are no mistake: NCCL's, between ranks, looks after its work meanwhile.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             result = function()
         pool = graph.pool()
         return result, graph.replay
