@@ -21,7 +21,7 @@ serve: $(VENV)/.runtime
 	@$(BIN)/octavo serve $(if $(MODEL),--model $(MODEL)) --port $(PORT) $(ARGS)
 
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .
