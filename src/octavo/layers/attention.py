@@ -8,7 +8,7 @@ import torch
 
 from octavo.layers.linear import Linear
 from octavo.layers.norm import RMSNorm
-from octavo.ops.base import AttentionBatch, AttentionSpec, KVLayer, Ops
+from octavo.ops.base import AttentionBatch, AttentionSpec, HeadNorms, KVLayer, Ops
 from octavo.quantization.base import WeightSource
 
 
@@ -41,7 +41,10 @@ class Attention:
         self.ops = ops
         self.spec = spec
         self.cos_sin = cos_sin
-        self.norms = norms
+        self.norms: HeadNorms | None = None
+        if norms is not None:
+            queries, keys = norms
+            self.norms = HeadNorms(queries.weight, keys.weight, queries.eps, queries.plus_one)
         self.splits = [heads * spec.head_dim for heads in (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)]
         self.qkv = Linear(ops, weights, [f"{prefix}.{name}" for name in qkv], qkv_bias)
         self.output = Linear(ops, weights, [f"{prefix}.o_proj"], output_bias)
@@ -49,7 +52,5 @@ class Attention:
     def __call__(self, x: torch.Tensor, batch: AttentionBatch, kv: KVLayer) -> torch.Tensor:
         """[T, H] to [T, H]; keys and values of the rows are written to the pool."""
         q, k, v = (part.view(len(x), -1, self.spec.head_dim) for part in torch.split(self.qkv(x), self.splits, dim=1))
-        if self.norms is not None:
-            q, k = self.norms[0](q), self.norms[1](k)
-        q = self.ops.rotary_and_cache(q, k, v, self.cos_sin, batch, kv)
+        q = self.ops.rotary_and_cache(q, k, v, self.cos_sin, batch, kv, self.norms)
         return self.ops.all_reduce(self.output(self.ops.paged_attention(q, batch, kv, self.spec).flatten(1)))

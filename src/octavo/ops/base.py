@@ -181,6 +181,21 @@ WeightPart = torch.Tensor | BlockWeight | Float8Weight
 """A weight [n, K] as the checkpoint has it: dense, in its own precision, or to become float8 numbers."""
 
 
+@dataclass(frozen=True, slots=True)
+class HeadNorms:
+    """RMSNorm on each head of queries and of keys.
+
+    Attributes:
+        queries, keys: the weights, float32 [D].
+        eps, plus_one: see ``Ops.rms_norm``.
+    """
+
+    queries: torch.Tensor
+    keys: torch.Tensor
+    eps: float
+    plus_one: bool
+
+
 class Group(ABC):
     """The ranks that share each layer: each has some heads, some columns of the feed-forward network, some of the vocabulary.
 
@@ -339,6 +354,7 @@ class Ops(ABC):
         cos_sin: torch.Tensor,
         batch: AttentionBatch,
         kv: KVLayer,
+        norms: HeadNorms | None = None,
     ) -> torch.Tensor:
         """Rotate queries and keys by their positions, write keys and values to their slots.
 
@@ -346,10 +362,18 @@ class Ops(ABC):
             q: [T, Hq, D]; k, v: [T, Hk, D]; may be overwritten.
             cos_sin: float32 [positions, rotary dim]: cosines then sines of rotary dim / 2 angles; halves of a head are
                 rotated against each other (Hugging Face's convention), dimensions past the rotary dim pass unchanged.
+            norms: of each head of queries and of keys, before they are rotated.
 
         Returns:
             The rotated queries [T, Hq, D].
         """
+
+    def _norm_heads(self, q: torch.Tensor, k: torch.Tensor, norms: HeadNorms | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries and keys as they are rotated, for kernels that do not do both at once."""
+        if norms is None:
+            return q, k
+        rest = norms.eps, norms.plus_one
+        return self.rms_norm(q, norms.queries, *rest), self.rms_norm(k, norms.keys, *rest)
 
     @abstractmethod
     def paged_attention(self, q: torch.Tensor, batch: AttentionBatch, kv: KVLayer, spec: AttentionSpec) -> torch.Tensor:

@@ -30,6 +30,7 @@ from octavo.ops.base import (
     AttentionSpec,
     BlockWeight,
     Group,
+    HeadNorms,
     KVLayer,
     KVShape,
     Ops,
@@ -130,8 +131,10 @@ class ReferenceOps(Ops):
         cos_sin: torch.Tensor,
         batch: AttentionBatch,
         kv: KVLayer,
+        norms: HeadNorms | None = None,
     ) -> torch.Tensor:
         assert isinstance(kv, TorchKVLayer)
+        q, k = self._norm_heads(q, k, norms)
         rotated = _rotate(torch.cat((q, k), dim=1), *_cos_sin(batch, cos_sin))
         q, k = torch.split(rotated, [q.shape[1], k.shape[1]], dim=1)
         rows = _write_rows(batch, kv)

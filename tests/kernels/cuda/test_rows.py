@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from attention_cases import step
 from paged_steps import on_device
 
-from octavo.ops.base import AttentionBatch, KVShape
+from octavo.ops.base import AttentionBatch, HeadNorms, KVShape
 from octavo.ops.cuda.backend import CudaOps
 from octavo.ops.cuda.kv import CudaKVLayer
 from octavo.ops.reference import ReferenceOps
@@ -103,9 +105,10 @@ def test_embedding_scales_by_the_rounded_factor(ops: CudaOps, scale: float) -> N
     assert close(actual, table[ids].float() * torch.tensor(scale, dtype=ops.dtype).float(), ops.dtype)
 
 
+@pytest.mark.parametrize("normed", ["", "norms", "norms plus one"])
 @pytest.mark.parametrize(("dim", "rotary_dim"), [(8, 8), (8, 4), (80, 80), (96, 48)])
 @pytest.mark.parametrize("heads", [(3, 2), (9, 9)])
-def test_rotary_and_cache(ops: CudaOps, dim: int, rotary_dim: int, heads: tuple[int, int]) -> None:
+def test_rotary_and_cache(ops: CudaOps, dim: int, rotary_dim: int, heads: tuple[int, int], normed: str) -> None:
     """Rows of three sequences, one of them a graph's padding, whose slot is -1."""
     query_heads, kv_heads = heads
     batch = step([0, 13, 5], [10, 1, 1])
@@ -121,12 +124,17 @@ def test_rotary_and_cache(ops: CudaOps, dim: int, rotary_dim: int, heads: tuple[
     )
     q, k, v = (part.view(12, -1, dim) for part in qkv.float().split(splits, dim=1))
     layer = TorchKVLayer(pools[0][:, 0, 0], pools[0][:, 0, 1])
-    expected = REFERENCE.rotary_and_cache(q[:-1].clone(), k[:-1].clone(), v[:-1].clone(), table, kept, layer)
+    weights, norms = (drawn(dim, seed=4), drawn(dim, seed=5)), None
+    if normed:
+        norms = HeadNorms(*weights, 1e-6, normed == "norms plus one")
+    expected = REFERENCE.rotary_and_cache(q[:-1].clone(), k[:-1].clone(), v[:-1].clone(), table, kept, layer, norms)
 
+    if norms is not None:
+        norms = replace(norms, queries=norms.queries.to(ops.device), keys=norms.keys.to(ops.device))
     written = pools[1].to(ops.device)
     q, k, v = (part.view(12, -1, dim) for part in qkv.to(ops.device).split(splits, dim=1))
     actual = ops.rotary_and_cache(
-        q, k, v, table.to(ops.device), on_device(batch, ops.device), CudaKVLayer(written[:, 0, 0], written[:, 0, 1])
+        q, k, v, table.to(ops.device), on_device(batch, ops.device), CudaKVLayer(written[:, 0, 0], written[:, 0, 1]), norms
     )
     assert close(actual[:-1], expected, ops.dtype)
     assert torch.equal(written.cpu().isnan(), pools[0].isnan())

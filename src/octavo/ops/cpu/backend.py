@@ -15,7 +15,19 @@ from typing import Any, cast
 import torch
 
 from octavo.ops import _cpu
-from octavo.ops.base import AttentionBatch, AttentionSpec, Forward, Group, KVLayer, KVShape, Ops, PackedLinear, StepLimits, WeightPart
+from octavo.ops.base import (
+    AttentionBatch,
+    AttentionSpec,
+    Forward,
+    Group,
+    HeadNorms,
+    KVLayer,
+    KVShape,
+    Ops,
+    PackedLinear,
+    StepLimits,
+    WeightPart,
+)
 from octavo.ops.cpu.kv import CpuKVLayer, cpu_kv_layers
 from octavo.ops.cpu.shared_group import SharedGroup
 from octavo.ops.cpu.tape import Operation, Tape, compile_tape
@@ -176,7 +188,9 @@ class CpuOps(Ops):
         cos_sin: torch.Tensor,
         batch: AttentionBatch,
         kv: KVLayer,
+        norms: HeadNorms | None = None,
     ) -> torch.Tensor:
+        q, k = self._norm_heads(q, k, norms)  # in a recorded pass they become one (``tape.py``)
         arguments: Arguments = {
             "cos_sin": cos_sin.data_ptr(),
             "rotary_dim": cos_sin.shape[1],

@@ -16,6 +16,7 @@ from octavo.ops.base import (
     AttentionSpec,
     Forward,
     Group,
+    HeadNorms,
     KVLayer,
     KVShape,
     Ops,
@@ -104,9 +105,12 @@ class CudaOps(Ops):
         cos_sin: torch.Tensor,
         batch: AttentionBatch,
         kv: KVLayer,
+        norms: HeadNorms | None = None,
     ) -> torch.Tensor:
         assert isinstance(kv, CudaKVLayer)
-        rotary_and_cache(q, k, v, cos_sin, batch.positions, batch.slots, kv.keys, kv.values)
+        if norms is not None and cos_sin.shape[1] < q.shape[2]:  # no family has both
+            (q, k), norms = self._norm_heads(q, k, norms), None
+        rotary_and_cache(q, k, v, cos_sin, batch.positions, batch.slots, kv.keys, kv.values, norms)
         return q
 
     def paged_attention(self, q: torch.Tensor, batch: AttentionBatch, kv: KVLayer, spec: AttentionSpec) -> torch.Tensor:

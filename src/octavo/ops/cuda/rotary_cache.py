@@ -3,6 +3,7 @@
     tokens t, runs of HEADS_A_PROGRAM heads (queries first, then keys with the values beside them): a program each
         q: halves of each head rotated in place; dimensions past the rotary ones are left alone
         k: rotated on its way to the pool; v: copied to it
+        with norms, which need all dimensions to be rotary ones: heads of q and k over their root mean square, times the weights, first
 
     pool: a layer's keys (and values) lie at base + block * block_stride + (slot * Hk + head) * D + dim
     cos_sin: float32 [positions, rotary dim]: cosines, then sines, of rotary dim / 2 angles
@@ -21,6 +22,7 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.ops.base import HeadNorms
 from octavo.ops.cuda.launch import early_launch
 from octavo.ops.cuda.variants import Variant
 
@@ -36,6 +38,7 @@ def rotary_and_cache(
     slots: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
+    norms: HeadNorms | None = None,
 ) -> None:
     """See the file's head.
 
@@ -44,6 +47,7 @@ def rotary_and_cache(
         cos_sin: float32 [positions, rotary dim].
         positions, slots: int64 [T].
         keys, values: [blocks, block size, Hk, D], strided over blocks.
+        norms: of the heads of q and k, where the rotary dim is D.
     """
     tokens, heads, dim = q.shape
     kv_heads, block_size = keys.shape[2], keys.shape[1]
@@ -58,6 +62,9 @@ def rotary_and_cache(
             slots,
             keys,
             values,
+            cos_sin if norms is None else norms.queries,
+            cos_sin if norms is None else norms.keys,
+            0.0 if norms is None else norms.eps,
             q.stride(0),
             k.stride(0),
             v.stride(0),
@@ -71,6 +78,8 @@ def rotary_and_cache(
             BLOCK_SIZE=block_size,
             RUN=HEADS_A_PROGRAM,
             QUERY_PROGRAMS=query_programs,
+            NORM=norms is not None,
+            PLUS_ONE=norms is not None and norms.plus_one,
             EARLY=early_launch(tokens),
             num_warps=4,
             launch_pdl=early_launch(tokens),
@@ -87,6 +96,9 @@ def _rotary_kernel(
     slots_ptr,
     keys_ptr,
     values_ptr,
+    q_norm_ptr,
+    k_norm_ptr,
+    eps,
     q_stride,
     k_stride,
     v_stride,
@@ -100,6 +112,8 @@ def _rotary_kernel(
     BLOCK_SIZE: tl.constexpr,
     RUN: tl.constexpr,
     QUERY_PROGRAMS: tl.constexpr,
+    NORM: tl.constexpr,
+    PLUS_ONE: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     if EARLY:
@@ -119,6 +133,8 @@ def _rotary_kernel(
         first_ptr = q_ptr + token * q_stride + heads * DIM + angles[None, :]
         first = tl.load(first_ptr, mask=mask, other=0.0).to(tl.float32)
         second = tl.load(first_ptr + ROTARY // 2, mask=mask, other=0.0).to(tl.float32)
+        if NORM:
+            first, second = _normed(first, second, q_norm_ptr, angles, turning, eps, DIM, PLUS_ONE)
         tl.store(first_ptr, (first * cos - second * sin).to(q_ptr.dtype.element_ty), mask=mask)
         tl.store(first_ptr + ROTARY // 2, (second * cos + first * sin).to(q_ptr.dtype.element_ty), mask=mask)
     else:
@@ -130,6 +146,8 @@ def _rotary_kernel(
             source_ptr = k_ptr + token * k_stride + heads * DIM
             first = tl.load(source_ptr + angles[None, :], mask=mask, other=0.0).to(tl.float32)
             second = tl.load(source_ptr + ROTARY // 2 + angles[None, :], mask=mask, other=0.0).to(tl.float32)
+            if NORM:
+                first, second = _normed(first, second, k_norm_ptr, angles, turning, eps, DIM, PLUS_ONE)
             rounded = k_ptr.dtype.element_ty
             stored = keys_ptr.dtype.element_ty
             tl.store(keys_ptr + place + angles[None, :], (first * cos - second * sin).to(rounded).to(stored), mask=mask)
@@ -143,20 +161,41 @@ def _rotary_kernel(
             tl.store(values_ptr + place + dims, value.to(stored), mask=whole)
 
 
+@triton.jit
+def _normed(first, second, weight_ptr, angles, turning, eps, DIM: tl.constexpr, PLUS_ONE: tl.constexpr):
+    """Heads [RUN, HALF] twice, their two halves, over their root mean squares and times the weights."""
+    first_weight = tl.load(weight_ptr + angles, mask=turning, other=0.0)[None, :]
+    second_weight = tl.load(weight_ptr + DIM // 2 + angles, mask=turning, other=0.0)[None, :]
+    if PLUS_ONE:
+        first_weight += 1.0
+        second_weight += 1.0
+    inverse = tl.rsqrt(tl.sum(first * first + second * second, 1) / DIM + eps)[:, None]
+    return first * inverse * first_weight, second * inverse * second_weight
+
+
 def variants() -> Iterator[Variant]:
-    """The forms of Llama 3 (also with an 8-bit cache), Phi-3 small's partial rotation, and SmolLM2."""
-    for name, heads, kv_heads, dim, rotary, kind, stored in (
-        ("llama3", 32, 8, 128, 128, "bf16", "bf16"),
-        ("llama3_fp8", 32, 8, 128, 128, "bf16", "fp8e4nv"),
-        ("partial", 32, 32, 96, 48, "fp16", "fp16"),
-        ("smollm2", 9, 3, 64, 64, "bf16", "bf16"),
-        ("float32", 9, 3, 64, 64, "fp32", "fp32"),
+    """The forms of Llama 3 (also with an 8-bit cache), Qwen 3, Gemma 3, Phi-3 small's partial rotation, and SmolLM2."""
+    for name, heads, kv_heads, dim, rotary, kind, stored, norm in (
+        ("llama3", 32, 8, 128, 128, "bf16", "bf16", False),
+        ("llama3_fp8", 32, 8, 128, 128, "bf16", "fp8e4nv", False),
+        ("qwen3", 32, 8, 128, 128, "bf16", "bf16", True),
+        ("gemma3", 8, 4, 256, 256, "bf16", "bf16", True),
+        ("partial", 32, 32, 96, 48, "fp16", "fp16", False),
+        ("smollm2", 9, 3, 64, 64, "bf16", "bf16", False),
+        ("float32", 9, 3, 64, 64, "fp32", "fp32", False),
     ):
         yield Variant(
             f"rotary_{name}",
             _rotary_kernel,
             dict.fromkeys(("q_ptr", "k_ptr", "v_ptr"), f"*{kind}")
-            | {"cos_sin_ptr": "*fp32", "positions_ptr": "*i64", "slots_ptr": "*i64"}
+            | {
+                "cos_sin_ptr": "*fp32",
+                "q_norm_ptr": "*fp32",
+                "k_norm_ptr": "*fp32",
+                "eps": "fp32",
+                "positions_ptr": "*i64",
+                "slots_ptr": "*i64",
+            }
             | dict.fromkeys(("keys_ptr", "values_ptr"), f"*{stored}")
             | dict.fromkeys(("q_stride", "k_stride", "v_stride", "block_stride"), "i32"),
             {
@@ -169,6 +208,8 @@ def variants() -> Iterator[Variant]:
                 "BLOCK_SIZE": 16,
                 "RUN": HEADS_A_PROGRAM,
                 "QUERY_PROGRAMS": triton.cdiv(heads, HEADS_A_PROGRAM),
+                "NORM": norm,
+                "PLUS_ONE": name == "gemma3",
                 "EARLY": True,
             },
             aligned=(
@@ -176,6 +217,8 @@ def variants() -> Iterator[Variant]:
                 "k_ptr",
                 "v_ptr",
                 "cos_sin_ptr",
+                "q_norm_ptr",
+                "k_norm_ptr",
                 "keys_ptr",
                 "values_ptr",
                 "q_stride",
