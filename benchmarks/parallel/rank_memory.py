@@ -1,6 +1,6 @@
 """How much memory each rank takes to load its part of a model of some gigabytes: random bf16 weights in a safetensors file.
 
-.venv/bin/python benchmarks/rank_memory.py [--layers 32] [-tp 2] [-pp 1]
+.venv/bin/python benchmarks/parallel/rank_memory.py [--layers 32] [-tp 2] [-pp 1]
 """
 
 from __future__ import annotations

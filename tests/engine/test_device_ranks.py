@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from family_checkpoints import save_checkpoint
 from sampling_ranks import install
 from tiny_checkpoint import VOCAB, write_tiny_llama
@@ -34,11 +32,8 @@ ASKED = [
 
 
 @pytest.fixture(autouse=True)
-def devices_that_sample(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    threads = torch.get_num_threads()
+def devices_that_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch)
-    yield
-    torch.set_num_threads(threads)
 
 
 def run(folder: Path, tensor: int, pipeline: int) -> tuple[list[list[int]], list[object]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,14 +30,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
 
 
 @pytest.fixture(autouse=True)
-def late_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def late_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runners are late ones whose kernels sample."""
     monkeypatch.setenv("OCTAVO_CPU_KERNELS", "reference")
     monkeypatch.setattr("octavo.runner.runner.select_ops", lambda device, dtype, *_, **__: SamplingOps(device, dtype))
     monkeypatch.setattr("octavo.executor.local.Runner", LateRunner)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def engine(files: ModelFiles, **options: Any) -> EngineCore:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,14 +38,6 @@ class Case:
         expected = self.expected[sequence]
         difference = (logits - expected[begin : begin + len(logits)]).abs().max().item()
         assert difference < TOLERANCE * expected.abs().max().item()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=[f"{name} {backend}" for name in CONFIGS for backend in ("reference", "cpu")])

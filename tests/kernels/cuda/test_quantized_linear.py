@@ -89,13 +89,13 @@ def test_products(name: str, rows: int, out_features: int, in_features: int, dev
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("rows", [5, FUSED_ROWS + 3])
-@pytest.mark.parametrize("bias_type", [None, "float32", "compute"])
+@pytest.mark.parametrize("biased", [False, True])
 def test_float32_results_are_not_rounded_and_a_bias_is_added(
-    name: str, rows: int, bias_type: str | None, device: torch.device, dtype: torch.dtype
+    name: str, rows: int, biased: bool, device: torch.device, dtype: torch.dtype
 ) -> None:
     weight = drawn_blocks(name, 40, 64)
     x = drawn(rows, 64).to(device, dtype)
-    bias = None if bias_type is None else drawn(40, seed=2).to(device, dtype if bias_type == "compute" else torch.float32)
+    bias = drawn(40, seed=2).to(device, dtype) if biased else None
     part = packed(weight, dtype, device)
     actual = product(x, part, bias, torch.float32)
     assert actual.dtype == torch.float32
@@ -133,7 +133,8 @@ def test_splits_add_up_in_order_and_leave_their_counters_as_they_were(device: to
     x = drawn(16, 640).to(device, dtype)
     first = product(x, part, dtype=torch.float32)
     assert torch.equal(product(x, part, dtype=torch.float32), first)
-    assert torch.equal(product(x[:1], part, dtype=torch.float32), first[:1])  # 4-bit products are of 16 columns, which numpy sums alike
+    few = 9 if device.type == "cpu" else 1  # numpy sums tiles of another width in another order
+    assert torch.equal(product(x[:few], part, dtype=torch.float32), first[:few])
     assert not part.counters.any()
 
 
@@ -160,17 +161,17 @@ def test_a_weight_is_spelled_out_some_rows_at_a_time(most: int, device: torch.de
 
     monkeypatch.setattr(quantized_linear, "dequantize", watched)
     weight = drawn_blocks("4_minima", 150, 64)
-    x, bias = drawn(FUSED_ROWS + 1, 64).to(device, dtype), drawn(150, seed=1).to(device)
+    x, bias = drawn(FUSED_ROWS + 1, 64).to(device, dtype), drawn(150, seed=1).to(device, dtype)
     assert close(product(x, packed(weight, dtype, device), bias), x, stands_for(weight), bias, spelled_out=True)
     assert len(spelled) > 1 and sum(spelled) == 150 and max(spelled) * 64 * dtype.itemsize <= max(most, 32 * 64 * dtype.itemsize)
 
 
 def test_dense_parts_and_no_rows(device: torch.device, dtype: torch.dtype) -> None:
-    weight, x, bias = drawn(33, 20).to(dtype), drawn(7, 20).to(device, dtype), drawn(33, seed=1).to(device)
+    weight, x, bias = drawn(33, 20).to(dtype), drawn(7, 20).to(device, dtype), drawn(33, seed=1).to(device, dtype)
     part = packed(weight, dtype, device)
     for kind in (dtype, torch.float32):
         assert close(product(x, part, None, kind), x, weight)
-        assert close(product(x, part, bias, kind), x, weight, bias.to(dtype) if kind == dtype else bias)
+        assert close(product(x, part, bias, kind), x, weight, bias)
     for name in FORMATS:
         assert product(x[:0], packed(drawn_blocks(name, 8, 32), dtype, device)).shape == (0, 8)
     assert product(x[:0], packed(Float8Weight(weight), dtype, device)).shape == (0, 33)
@@ -207,7 +208,7 @@ def test_float8_products(
     part = packed(Float8Weight(drawn(out_features, in_features, seed=1)), dtype, device)
     assert isinstance(part, Float8Part)
     x = (drawn(rows, in_features) * torch.logspace(-3, 3, rows)[:, None]).to(device, dtype)
-    bias = drawn(out_features, seed=2).to(device) if with_bias else None
+    bias = drawn(out_features, seed=2).to(device, dtype) if with_bias else None
     x8, scales = float8_rows(x, part.values.shape[1])
     left = (x8.double() * scales[:, None])[:, :in_features]
     right = (part.values.double() * part.scales[:, None])[:out_features, :in_features].cpu()
@@ -242,7 +243,7 @@ def test_where_there_is_no_float8_it_is_spelled_out(device: torch.device, dtype:
 
     part = packed(Float8Weight(drawn(40, 72, seed=1)), dtype, device)
     assert isinstance(part, Float8Part)
-    x, bias = drawn(4, 72).to(device, dtype), drawn(40, seed=2).to(device)
+    x, bias = drawn(4, 72).to(device, dtype), drawn(40, seed=2).to(device, dtype)
     fused = product(x, part, bias, torch.float32)
     monkeypatch.setattr(module, "_has_float8", lambda device: False)
     spelled = torch.full((4, 40), torch.nan, device=device)

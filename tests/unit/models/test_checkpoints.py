@@ -26,8 +26,6 @@ from octavo.models.expected_tensors import expected_tensors
 from octavo.models.hub import ModelFiles, resolve
 from octavo.models.loader import open_weights, read_generation_config, read_model_config, stored_formats
 
-torch.set_num_threads(1)
-
 SHAPE = {
     "vocab_size": 96,
     "hidden_size": 64,

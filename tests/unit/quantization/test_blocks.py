@@ -149,12 +149,8 @@ def test_products_beyond_half_precision_leave_the_tensor_dense() -> None:
 @pytest.mark.parametrize("storage", ["Q5_1", "Q3_K"])
 def test_long_tensors_are_repacked_whole_on_any_number_of_threads(storage: str, threads: int) -> None:
     data = random_rows(storage, 1201, 1024 // BLOCKS[storage][0])
-    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    try:
-        weight = blocks_of(data, storage)
-    finally:
-        torch.set_num_threads(before)
+    weight = blocks_of(data, storage)
     assert np.array_equal(spelled_out(weight), dequantised(data, storage))
 
 

@@ -1,24 +1,15 @@
-"""Shared pieces of the sampling tests: sequences made in one line, one torch thread."""
+"""Shared pieces of the sampling tests: sequences made in one line."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 
 from octavo.batch import NewSequence
 from octavo.sampling.state import SequenceState
 from octavo.sampling_params import SamplingParams
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

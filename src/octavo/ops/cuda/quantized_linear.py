@@ -50,7 +50,7 @@ def linear(x: torch.Tensor, part: DevicePart, out: torch.Tensor, bias: torch.Ten
     Args:
         x: [M, K] in the compute type, columns adjacent.
         out: [M, N] in the compute type or float32, columns adjacent, rows perhaps further apart; all is overwritten.
-        bias: [N] in float32 or the compute type.
+        bias: [N] in the compute type.
     """
     if not len(x):
         return
@@ -153,7 +153,7 @@ def _multiply(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, bias: to
         torch.mm(x, weight.t(), out=out)
         return
     if out.dtype == x.dtype:
-        torch.addmm(bias.to(x.dtype), x, weight.t(), out=out)  # type: ignore[union-attr]
+        torch.addmm(bias, x, weight.t(), out=out)  # type: ignore[arg-type]
         return
     if x.is_cuda:
         torch.mm(x, weight.t(), out_dtype=torch.float32, out=out)
