@@ -149,6 +149,34 @@ async def test_any_process_may_die_or_stop_on_either_host(host: OtherHost, tmp_p
         assert ask(server) == ANSWER
 
 
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=lambda how: how.name)
+def test_a_host_may_die_or_stop_while_all_is_idle_and_while_its_ranks_start(host: OtherHost, tmp_path: Path, how: signal.Signals) -> None:
+    port = free_port()
+    there_flags = flags(host, port, "-tp", "2", "--node-rank", "1")
+
+    def phase() -> str:
+        return str(httpx.get(f"{server.url}/health").json()["phase"])
+
+    with contextlib.ExitStack() as stack:
+        there = stack.enter_context(host.serving(*there_flags))
+        server = stack.enter_context(serving(tmp_path, *flags(host, port, "-tp", "2")))
+        for moment in ("idle", "start-up"):
+            if moment == "idle":
+                answers_again(server)
+            else:
+                server.wait_until(lambda there=there: len(workers(agent(there))) == 1, 30, "a rank of the next start")
+            ranks = [*workers(engine_pids(server)[0]), *workers(agent(there))]
+            os.kill(agent(there), how)
+            server.wait_until(lambda: phase() == "restarting", BOUND, "an end of what nobody waits for")
+            wait_gone(ranks, BOUND)
+            if how == signal.SIGSTOP:
+                os.kill(agent(there), signal.SIGCONT)
+            else:
+                there = stack.enter_context(host.serving(*there_flags))
+        answers_again(server)
+        assert ask(server) == ANSWER
+
+
 def test_a_host_that_does_not_fit_in_is_told_why(host: OtherHost, tmp_path: Path) -> None:
     port = free_port()
     with serving(tmp_path, *flags(host, port, "-tp", "2"), wait=False):
