@@ -8,20 +8,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+from faults import ANSWER, BOUND, answers_again, ask, fails_within
 from serving import LONG_ANSWER, SHORT_ANSWER, Server, engine_pids, free_port, serving, wait_gone, workers
 from two_hosts import OtherHost, other_host, why_not
 
 pytestmark = pytest.mark.skipif(bool(reason := why_not()), reason=reason)
-
-QUESTION = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
-ANSWER = "The capital of France is Paris."
-BOUND = 25.0
-"""Seconds from a fault to the error: 15 of silence, and what it takes to notice them on a busy machine."""
 
 
 @pytest.fixture
@@ -38,33 +34,6 @@ def flags(host: OtherHost, port: int, *more: str) -> list[str]:
 def agent(process: subprocess.Popen[bytes]) -> int:
     """``ip netns exec`` becomes what it runs."""
     return process.pid
-
-
-def ask(server: Server) -> str:
-    answer = httpx.post(f"{server.url}/v1/chat/completions", json=QUESTION, timeout=60)
-    assert answer.status_code == 200, answer.text
-    return str(answer.json()["choices"][0]["message"]["content"])
-
-
-async def fails_within(server: Server, fault: Callable[[], None], seconds: float) -> str:
-    """What a running request is told of a fault."""
-    async with httpx.AsyncClient(timeout=seconds) as client:
-        running = asyncio.ensure_future(client.post(f"{server.url}/generate", json=LONG_ANSWER))
-        while server.metric("vllm:num_requests_running") < 1:
-            await asyncio.sleep(0.02)
-        fault()
-        answer = await running
-    assert answer.status_code == 500, answer.text
-    return str(answer.json()["error"]["message"])
-
-
-def answers_again(server: Server, seconds: float = 60.0) -> None:
-    def does() -> bool:
-        with contextlib.suppress(httpx.TransportError):
-            return httpx.post(f"{server.url}/generate", json=SHORT_ANSWER, timeout=30).status_code == 200
-        return False
-
-    server.wait_until(does, seconds, "an answer")
 
 
 @pytest.mark.parametrize("layout", [("-tp", "2"), ("-pp", "2"), ("-tp", "2", "-pp", "2")], ids=" ".join)
@@ -108,7 +77,7 @@ async def test_a_cut_link_is_an_error_within_the_bound_and_mended_it_serves_agai
     port = free_port()
     with host.serving(*flags(host, port, "-tp", "2", "--node-rank", "1")), serving(tmp_path, *flags(host, port, "-tp", "2")) as server:
         assert ask(server) == ANSWER
-        said = await fails_within(server, host.cut, BOUND)
+        said = await fails_within(server, host.cut)
         assert "no sign of life" in said and "host 1" in said
         health = httpx.get(f"{server.url}/health")
         assert (health.status_code, health.json()["phase"]) == (503, "restarting")
@@ -138,7 +107,7 @@ async def test_any_process_may_die_or_stop_on_either_host(host: OtherHost, tmp_p
             (engine,) = engine_pids(server)
             ranks = [*workers(engine), *workers(agent(there))]
             pid = victim()
-            said = await fails_within(server, lambda pid=pid: os.kill(pid, how), BOUND)
+            said = await fails_within(server, lambda pid=pid: os.kill(pid, how))
             assert not named or (named.format(pid=pid) in said and told in said), said
             wait_gone(ranks, 10)
         if how == signal.SIGSTOP:

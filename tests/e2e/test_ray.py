@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import secrets
@@ -10,48 +9,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
-from serving import LONG_ANSWER, SHORT_ANSWER, Server, engine_pids, free_port, serving, wait_gone, workers
+from faults import ANSWER, answers_again, ask, fails_within
+from serving import engine_pids, free_port, serving, wait_gone, workers
 from two_hosts import OtherHost, other_host, why_not
 
 pytest.importorskip("ray", reason="Ray is an optional extra and is not installed")
 
 SMALL = ("--kv-cache-memory-bytes", "128M", "--max-model-len", "1024", "-tp", "2", "--distributed-executor-backend", "ray")
-QUESTION = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
-ANSWER = "The capital of France is Paris."
-BOUND = 25.0
-"""Seconds from a cut link to the error: 15 of silence, and what it takes to notice them on a busy machine."""
-
-
-def ask(server: Server) -> str:
-    answer = httpx.post(f"{server.url}/v1/chat/completions", json=QUESTION, timeout=60)
-    assert answer.status_code == 200, answer.text
-    return str(answer.json()["choices"][0]["message"]["content"])
-
-
-async def fails_within(server: Server, fault: Callable[[], None], seconds: float) -> str:
-    """What a running request is told of a fault."""
-    async with httpx.AsyncClient(timeout=seconds) as client:
-        running = asyncio.ensure_future(client.post(f"{server.url}/generate", json=LONG_ANSWER))
-        while server.metric("vllm:num_requests_running") < 1:
-            await asyncio.sleep(0.02)
-        fault()
-        answer = await running
-    assert answer.status_code == 500, answer.text
-    return str(answer.json()["error"]["message"])
-
-
-def answers_again(server: Server, seconds: float) -> None:
-    def does() -> bool:
-        with contextlib.suppress(httpx.TransportError):
-            return httpx.post(f"{server.url}/generate", json=SHORT_ANSWER, timeout=30).status_code == 200
-        return False
-
-    server.wait_until(does, seconds, "an answer")
 
 
 def ranks_of(agents: bytes) -> list[int]:
@@ -70,7 +38,7 @@ async def test_a_cluster_of_its_own_begins_and_ends_with_the_server(tmp_path: Pa
         (engine,) = engine_pids(server)
         ranks = ranks_of(b"ray::_Agent")
         assert workers(engine) == [] and len(ranks) == 2
-        said = await fails_within(server, lambda: os.kill(ranks[1], signal.SIGKILL), BOUND)
+        said = await fails_within(server, lambda: os.kill(ranks[1], signal.SIGKILL))
         assert f"rank 1 of 2 (host 0, process {ranks[1]}) ended with signal SIGKILL" in said
         wait_gone([engine, *ranks], 5)
         answers_again(server, 60)
@@ -124,7 +92,7 @@ async def test_two_hosts_of_a_cluster_share_the_ranks_and_outlive_a_cut_link(
         assert ask(server) == ANSWER
         ranks = ranks_of(b"ray::_Agent")
         assert len({Path(f"/proc/{rank}/ns/net").readlink() for rank in ranks}) == 2, "one on each host"
-        said = await fails_within(server, host.cut, BOUND)
+        said = await fails_within(server, host.cut)
         assert "no sign of life" in said and "host" in said
         host.mend()
         answers_again(server, 120)
