@@ -38,8 +38,7 @@ async def test_both_engines_answer_as_one_would_and_one_may_die(tmp_path: Path) 
             running = [
                 asyncio.ensure_future(client.post(f"{server.url}/generate", json=LONG_ANSWER | {"max_tokens": 100})) for _ in range(2)
             ]
-            while server.metric("vllm:num_requests_running") < 2:
-                await asyncio.sleep(0.02)
+            await server.reach("vllm:num_requests_running", 2)
             os.kill(engine_pids(server)[0], signal.SIGKILL)
             assert sorted(answer.status_code for answer in await asyncio.gather(*running)) == [200, 500]
             assert (await client.post(f"{server.url}/generate", json=SHORT_ANSWER)).status_code == 200

@@ -62,8 +62,7 @@ async def test_a_server_that_was_stopped_goes_on(tmp_path: Path) -> None:
         (engine,) = engine_pids(server)
         async with httpx.AsyncClient(timeout=SILENCE + 120) as client:
             running = asyncio.ensure_future(client.post(f"{server.url}/generate", json=LONG_ANSWER))
-            while server.metric("vllm:num_requests_running") < 1:
-                await asyncio.sleep(0.02)
+            await server.reach("vllm:num_requests_running")
             os.kill(server.process.pid, signal.SIGSTOP)
             await asyncio.sleep(SILENCE + 2)
             os.kill(server.process.pid, signal.SIGCONT)
@@ -80,8 +79,7 @@ async def test_all_that_were_stopped_go_on(tmp_path: Path) -> None:
         all_of_them = [server.process.pid, engine, *workers(engine)]
         async with httpx.AsyncClient(timeout=SILENCE + 120) as client:
             running = asyncio.ensure_future(client.post(f"{server.url}/generate", json=LONG_ANSWER))
-            while server.metric("vllm:num_requests_running") < 1:
-                await asyncio.sleep(0.02)
+            await server.reach("vllm:num_requests_running")
             for pid in all_of_them:
                 os.kill(pid, signal.SIGSTOP)
             await asyncio.sleep(SILENCE + 2)

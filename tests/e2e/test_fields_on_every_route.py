@@ -127,13 +127,11 @@ async def test_the_smaller_priority_is_served_first(ranked: Server, route: str) 
             ended.append(rank)
 
         async with asyncio.TaskGroup() as group:
-            group.create_task(ask(-9, 150))
-            while ranked.metric("vllm:num_requests_running") < 1:
-                await asyncio.sleep(0.01)
+            group.create_task(ask(-9, 800))  # long enough for the others to come meanwhile
+            await ranked.reach("vllm:num_requests_running")
             for number, rank in enumerate((5, 1, -5), 1):
                 group.create_task(ask(rank, 4))
-                while ranked.metric("vllm:num_requests_waiting") < number:
-                    await asyncio.sleep(0.01)
+                await ranked.reach("vllm:num_requests_waiting", number)
     assert ended == [-9, -5, 1, 5]
 
 

@@ -62,8 +62,7 @@ async def test_hosts_that_are_told_to_stop_together_finish_what_runs(host: Other
         async with httpx.AsyncClient(timeout=60) as client:
             body = LONG_ANSWER | {"max_tokens": 150}
             running = asyncio.ensure_future(client.post(f"{server.url}/generate", json=body))
-            while server.metric("vllm:num_requests_running") < 1:
-                await asyncio.sleep(0.02)
+            await server.reach("vllm:num_requests_running")
             there.terminate()
             server.process.terminate()
             answer = await running

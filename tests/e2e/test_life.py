@@ -45,8 +45,7 @@ async def test_a_dead_engine_fails_running_requests_and_comes_back(tmp_path: Pat
             streamed = asyncio.ensure_future(
                 client.post(f"{server.url}/v1/completions", json={"prompt": "Count:", "max_tokens": 900, "stream": True})
             )
-            while server.metric("vllm:num_requests_running") < 2:
-                await asyncio.sleep(0.02)
+            await server.reach("vllm:num_requests_running", 2)
             os.kill(pid, signal.SIGKILL)
             failed, broken = await whole, await streamed
             assert failed.status_code == 500
@@ -74,8 +73,7 @@ async def test_two_ranks_answer_and_a_dead_one_is_named_and_comes_back(tmp_path:
             assert answer["model"] == "x"
             assert answer["choices"][0]["message"]["content"] == "The capital of France is Paris."
             whole = asyncio.ensure_future(client.post(f"{server.url}/generate", json=LONG_ANSWER))
-            while server.metric("vllm:num_requests_running") < 1:
-                await asyncio.sleep(0.02)
+            await server.reach("vllm:num_requests_running")
             os.kill(ranks[1], signal.SIGKILL)
             failed = await whole
             assert failed.status_code == 500
@@ -93,8 +91,7 @@ async def test_one_of_two_engines_dies_and_the_other_serves(tmp_path: Path) -> N
         assert len(pids) == 2
         async with httpx.AsyncClient(timeout=120) as client:
             both = [asyncio.ensure_future(client.post(f"{server.url}/generate", json=LONG_ANSWER)) for _ in range(2)]
-            while server.metric("vllm:num_requests_running") < 2:
-                await asyncio.sleep(0.02)
+            await server.reach("vllm:num_requests_running", 2)
             text = (await client.get(f"{server.url}/metrics")).text
             assert all(f'vllm:num_requests_running{{engine="{number}",model_name=' in text for number in (0, 1))
             os.kill(pids[0], signal.SIGKILL)
@@ -110,8 +107,7 @@ async def test_sigterm_lets_running_requests_finish_and_refuses_new_ones(tmp_pat
     with serving(tmp_path, *SMALL) as server:
         async with httpx.AsyncClient(timeout=120) as client:
             running = asyncio.ensure_future(client.post(f"{server.url}/generate", json=LONG_ANSWER | {"max_tokens": 200}))
-            while server.metric("vllm:num_requests_running") == 0:
-                await asyncio.sleep(0.02)
+            await server.reach("vllm:num_requests_running")
             server.process.terminate()
             late = None
             with contextlib.suppress(httpx.TransportError):

@@ -70,8 +70,7 @@ async def test_a_client_that_leaves_frees_its_pages(tight_server: Server) -> Non
         body = {"prompt": "Count to a thousand:", "raw": True, "max_tokens": 450, "ignore_eos": True, "temperature": 0, "stream": streaming}
         async with httpx.AsyncClient(timeout=60) as client:
             task = asyncio.ensure_future(client.post(f"{tight_server.url}/generate", json=body))
-            while tight_server.metric("vllm:num_requests_running") == 0:
-                await asyncio.sleep(0.05)
+            await tight_server.reach("vllm:num_requests_running")
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task

@@ -27,8 +27,7 @@ async def fails_within(server: Server, fault: Callable[[], None], seconds: float
     """What a running request is told of a fault."""
     async with httpx.AsyncClient(timeout=seconds) as client:
         running = asyncio.ensure_future(client.post(f"{server.url}/generate", json=LONG_ANSWER))
-        while server.metric("vllm:num_requests_running") < 1:
-            await asyncio.sleep(0.02)
+        await server.reach("vllm:num_requests_running")
         fault()
         answer = await running
     assert answer.status_code == 500, answer.text

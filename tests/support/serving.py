@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
@@ -44,6 +45,13 @@ class Server:
         while not condition():
             assert time.monotonic() < end, f"{what} did not come about within {seconds} s; the server printed:\n{self.log()}"
             time.sleep(0.05)
+
+    async def reach(self, name: str, number: int = 1, seconds: float = 30) -> None:
+        """Wait, while the test's own requests go on, until a metric is at least so much."""
+        end = time.monotonic() + seconds
+        while self.metric(name) < number:
+            assert time.monotonic() < end, f"{name} did not reach {number} within {seconds} s; the server printed:\n{self.log()}"
+            await asyncio.sleep(0.01)
 
     def wait_ready(self, seconds: float = START_SECONDS) -> None:
         def ready() -> bool:
