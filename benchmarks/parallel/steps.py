@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 from even_model import write_shape
 
-from octavo.batch import Batch, StepResult
+from octavo.batch import Batch, PendingStep, StepResult
 from octavo.config import engine_options
 from octavo.engine.core import EngineCore
 from octavo.engine.messages import AddRequest
@@ -39,22 +39,22 @@ WORKLOADS = {"one stream": (1, 32), "batch 32": (32, 32)}
 
 def be_rank(folder: Path) -> None:
     """A worker that notes its steps, a JSON line each."""
-    execute = Runner.execute
+    launch = Runner.launch
     notes = (folder / f"rank-{os.getpid()}").open("w", buffering=1)
 
-    def watched(self: Runner, batch: Batch) -> StepResult:
+    def watched(self: Runner, batch: Batch) -> PendingStep:
         assert isinstance(self.ops, CpuOps)
         program = self.ops.program
         if program is not None:
             program.profile(True)
         begin = time.monotonic()
-        result = execute(self, batch)
+        step = launch(self, batch)  # on a CPU it is done on return
         end = time.monotonic()
         kernels = {} if program is None else {name: seconds for name, seconds in program.profile(True).items() if seconds}
         notes.write(json.dumps([begin, end, kernels]) + "\n")
-        return result
+        return step
 
-    Runner.execute = watched  # type: ignore[method-assign]
+    Runner.launch = watched  # type: ignore[method-assign]
     worker.main()
 
 

@@ -101,10 +101,6 @@ class Runner:
         step = self.inputs.prepare(batch.scheduled) if batch.scheduled else None
         return self._start(batch, step)
 
-    def execute(self, batch: Batch) -> StepResult:
-        """Run one step to its end."""
-        return self.launch(batch).result()
-
     def _start(self, batch: Batch, step: StepInputs | None) -> PendingStep:
         """The device's part of a step. Nothing in it waits for the device unless the host samples rows or scores a prompt."""
         if batch.block_copies:

@@ -8,33 +8,16 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 import zmq
+from small_shape import SMALL_SHAPE
 
 from octavo import __version__
 from octavo.config import EngineOptions, engine_options
 from octavo.errors import EngineDeadError, OctavoError
 from octavo.executor.hosts import Hosts, fingerprint, layout
 from octavo.executor.messages import Begin, Busy, End, Hello, Here, HostInput, HostOutput, Job, RankEnded, Refused
-from octavo.models.config import ModelConfig, RotaryConfig
 
-CONFIG = ModelConfig(
-    architecture="LlamaForCausalLM",
-    model_type="llama",
-    vocab_size=64,
-    hidden_size=48,
-    intermediate_size=96,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=12,
-    max_position_embeddings=256,
-    norm_eps=1e-5,
-    rotary=RotaryConfig(12),
-    windows=(None,) * 2,
-    attention_scale=0.25,
-    tie_word_embeddings=True,
-)
 OPTIONS = engine_options(nnodes=2, tensor_parallel_size=2)
-HELLO = Hello(1, layout(OPTIONS), "cpu", __version__, fingerprint(CONFIG, OPTIONS), 2**30, "")
+HELLO = Hello(1, layout(OPTIONS), "cpu", __version__, fingerprint(SMALL_SHAPE, OPTIONS), 2**30, "")
 
 
 class Visitor:
@@ -61,7 +44,7 @@ class Visitor:
 
 @pytest.fixture
 def hosts() -> Iterator[Hosts]:
-    made = Hosts(OPTIONS, CONFIG, "cpu", "tcp://127.0.0.1:*")
+    made = Hosts(OPTIONS, SMALL_SHAPE, "cpu", "tcp://127.0.0.1:*")
     yield made
     made.close()
 
@@ -74,7 +57,7 @@ def visitor(hosts: Hosts) -> Iterator[Visitor]:
 
 
 def job(options: EngineOptions = OPTIONS) -> Job:
-    return Job("this", options, (0, 1), 0, [], [0, 1], [], "", "", CONFIG.hidden_size, CONFIG.vocab_size)
+    return Job("this", options, (0, 1), 0, [], [0, 1], [], "", "", SMALL_SHAPE.hidden_size, SMALL_SHAPE.vocab_size)
 
 
 def test_a_host_that_fits_is_counted_with_its_memory(hosts: Hosts, visitor: Visitor) -> None:
@@ -144,4 +127,4 @@ def test_a_host_that_comes_anew_ends_the_job(hosts: Hosts, visitor: Visitor) -> 
 def test_an_address_that_cannot_be_listened_on_is_named() -> None:
     for options, said in (({"master_addr": "203.0.113.1"}, "203.0.113.1:29500"), ({"master_addr": "no-such-host.invalid"}, "no-such-host")):
         with pytest.raises(OctavoError, match=f"Cannot listen for other hosts on {said}"):
-            Hosts(engine_options(nnodes=2, tensor_parallel_size=2, **options), CONFIG, "cpu")
+            Hosts(engine_options(nnodes=2, tensor_parallel_size=2, **options), SMALL_SHAPE, "cpu")

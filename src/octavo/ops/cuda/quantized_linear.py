@@ -149,11 +149,11 @@ def _spelled_out(x: torch.Tensor, part: BlockPart, out: torch.Tensor, bias: torc
 
 def _multiply(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, bias: torch.Tensor | None) -> None:
     """x [M, K] times a dense weight [N, K] transposed, plus the bias [N], into ``out`` [M, N] in their type or float32."""
-    if out.dtype == x.dtype and bias is None:
-        torch.mm(x, weight.t(), out=out)
-        return
     if out.dtype == x.dtype:
-        torch.addmm(bias, x, weight.t(), out=out)  # type: ignore[arg-type]
+        if bias is None:
+            torch.mm(x, weight.t(), out=out)
+        else:
+            torch.addmm(bias, x, weight.t(), out=out)
         return
     if x.is_cuda:
         torch.mm(x, weight.t(), out_dtype=torch.float32, out=out)
