@@ -1,11 +1,9 @@
 """The GPU kernels' tests: on a GPU where there is one, else in Triton's interpreter on the CPU.
 
-The interpreter's bfloat16 products are wrong (its numpy has no such type), so there they run in float32 only.
+In the interpreter mended by ``tests/support/triton_interpreter.py``, which has bfloat16 too.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import pytest
 import torch
@@ -13,24 +11,10 @@ import torch
 HAS_GPU = torch.cuda.is_available()
 
 
-def _mend_interpreter() -> None:
-    """Mend the interpreter, which ``tests/conftest.py`` asks for.
-
-    Triton 3.6's counts on numpy to turn an array of one value into a number by itself, which numpy 2.4 no longer does.
-    """
-    from triton.runtime import interpreter
-
-    patch = interpreter._patch_lang_tensor
-
-    def patch_tensor(tensor: Any, scope: Any) -> None:
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
-
-    interpreter._patch_lang_tensor = patch_tensor
-
-
 if not HAS_GPU:
-    _mend_interpreter()
+    from triton_interpreter import mend
+
+    mend()
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +23,7 @@ def device() -> torch.device:
     return torch.device("cuda" if HAS_GPU else "cpu")
 
 
-@pytest.fixture(scope="session", params=[torch.float32, torch.bfloat16, torch.float16] if HAS_GPU else [torch.float32])
+@pytest.fixture(scope="session", params=[torch.float32, torch.bfloat16, torch.float16], ids=str)
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     """The compute types that can be tested here."""
     chosen: torch.dtype = request.param

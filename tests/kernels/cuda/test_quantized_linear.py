@@ -65,13 +65,11 @@ def close(actual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: tor
     Args:
         spelled_out: whether the weight was rounded to the compute type first.
     """
-    left, right = x.cpu().double(), weight.double()
+    left, right = x.cpu().double(), (weight.float().to(x.dtype) if spelled_out else weight).double()
     expected, sizes = left @ right.t(), left.abs() @ right.abs().t()
     if bias is not None:
         expected += bias.cpu().double()
     bound = ROUNDING[torch.float32] * sizes + ROUNDING[actual.dtype] * expected.abs()
-    if spelled_out:
-        bound += ROUNDING[x.dtype] * sizes / 4
     return bool(((actual.double() - expected).abs() <= bound).all())
 
 
@@ -115,15 +113,13 @@ def test_rows_that_lack_the_last_columns_and_lie_apart(name: str, rows: int, dev
 
 @pytest.mark.parametrize("name", [*FORMATS, "float8"])
 def test_a_row_has_the_same_bits_whatever_lies_beside_it(name: str, device: torch.device, dtype: torch.dtype, split: None) -> None:
-    """On a GPU for any number of rows; numpy, which multiplies for the interpreter, sums tiles of another width in another order."""
     weight = Float8Weight(drawn(70, 384)) if name == "float8" else drawn_blocks(name, 70, 384)
     part = packed(weight, dtype, device)
     most = FLOAT8_FUSED_ROWS if name == "float8" else FUSED_ROWS
     x = drawn(most, 384).to(device, dtype)
-    for group in ((1, 7, 8), (9, 16), (17, 33, most)) if device.type == "cpu" else ((1, 7, 8, 9, 16, 17, 33, most),):
-        whole = product(x[: group[-1]], part, dtype=torch.float32)
-        for rows in group:
-            assert torch.equal(product(x[:rows], part, dtype=torch.float32), whole[:rows]), rows
+    whole = product(x, part, dtype=torch.float32)
+    for rows in (1, 7, 8, 9, 16, 17, 33):
+        assert torch.equal(product(x[:rows], part, dtype=torch.float32), whole[:rows]), rows
 
 
 def test_splits_add_up_in_order_and_leave_their_counters_as_they_were(device: torch.device, dtype: torch.dtype, split: None) -> None:
@@ -133,8 +129,7 @@ def test_splits_add_up_in_order_and_leave_their_counters_as_they_were(device: to
     x = drawn(16, 640).to(device, dtype)
     first = product(x, part, dtype=torch.float32)
     assert torch.equal(product(x, part, dtype=torch.float32), first)
-    few = 9 if device.type == "cpu" else 1  # numpy sums tiles of another width in another order
-    assert torch.equal(product(x[:few], part, dtype=torch.float32), first[:few])
+    assert torch.equal(product(x[:1], part, dtype=torch.float32), first[:1])
     assert not part.counters.any()
 
 

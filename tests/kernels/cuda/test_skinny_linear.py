@@ -1,7 +1,4 @@
-"""Products of few rows: every cut of the kernel against a product in double precision, over ragged shapes and poisoned outputs.
-
-The interpreter cannot multiply in bfloat16, so there these run in float16.
-"""
+"""Products of few rows: every cut of the kernel against a product in double precision, over ragged shapes and poisoned outputs."""
 
 from __future__ import annotations
 
@@ -14,9 +11,9 @@ from octavo.ops.cuda.skinny_linear import MOST_ROWS, Launch, skinny_launch, skin
 LAUNCHES = {"wide": Launch(32, 128, 512, 4, 5), "deep": Launch(16, 256, 256, 4, 6), "many": Launch(16, 256, 256, 2, 4)}
 
 
-@pytest.fixture(params=[torch.float16, torch.bfloat16] if torch.cuda.is_available() else [torch.float16], ids=str)
+@pytest.fixture(params=[torch.float16, torch.bfloat16], ids=str)
 def narrow(request: pytest.FixtureRequest) -> torch.dtype:
-    """The types of 16 bits that can be multiplied here."""
+    """The types of 16 bits that the kernel multiplies."""
     chosen: torch.dtype = request.param
     return chosen
 
