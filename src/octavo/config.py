@@ -13,6 +13,7 @@ from typing import Any
 from octavo.errors import ConfigError
 
 KV_BLOCK_SIZES = (8, 16, 32, 64, 128)
+ATTENTION_BACKENDS = ("triton", "fa3", "flashinfer")
 
 
 def option(
@@ -103,6 +104,9 @@ class DeviceOptions:
     pipeline_parallel_size: int = option(1, "stages that share the layers out, tensor_parallel_size ranks each (on a CPU)", flags=("-pp",))
     data_parallel_size: int = option(1, "engines side by side in one server, each with the whole model", flags=("-dp",))
     enforce_eager: bool = option(False, "never capture decoding steps as CUDA graphs (a CPU has none)")
+    attention_backend: str = option(
+        "triton", "who attends on a GPU: Octavo's kernels (triton), or a library that is installed there", choices=ATTENTION_BACKENDS
+    )
 
 
 @dataclass(frozen=True, slots=True)

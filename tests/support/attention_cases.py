@@ -60,9 +60,9 @@ def naive(q: torch.Tensor, batch: AttentionBatch, keys: torch.Tensor, values: to
     result, row = torch.zeros(q.shape, dtype=torch.float64), 0
     for sequence, (count, context) in enumerate(zip(batch.query_lens, batch.context_lens_host, strict=True)):
         positions = torch.arange(context)
-        blocks = batch.block_tables[sequence].cpu().long()[positions // BLOCK]
-        seen_keys = keys.cpu()[blocks, positions % BLOCK].double()
-        seen_values = values.cpu()[blocks, positions % BLOCK].double()
+        blocks = batch.block_tables[sequence].cpu().long()[positions // batch.block_size]
+        seen_keys = keys.cpu()[blocks, positions % batch.block_size].double()
+        seen_values = values.cpu()[blocks, positions % batch.block_size].double()
         for position in range(context - count, context):
             first = 0 if spec.window is None else max(0, position - spec.window + 1)
             for head in range(spec.num_heads):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,8 +26,8 @@ def rehearse() -> None:
     from octavo.ops.cuda import backend
     from octavo.runner import runner
 
-    def select(device: torch.device, dtype: torch.dtype, activation_bits: int | None = None, graphs: bool = True) -> Ops:
-        return backend.CudaOps(device, dtype, graphs)
+    def select(device: torch.device, dtype: torch.dtype, activation_bits: int | None = None, *rest: Any) -> Ops:
+        return backend.CudaOps(device, dtype, *rest)
 
     def capture(function: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
         result = function()

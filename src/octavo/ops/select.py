@@ -12,7 +12,12 @@ REFERENCE = "reference"
 
 
 def select_ops(
-    device: torch.device, dtype: torch.dtype, activation_bits: int | None = None, graphs: bool = True, group: Group | None = None
+    device: torch.device,
+    dtype: torch.dtype,
+    activation_bits: int | None = None,
+    graphs: bool = True,
+    group: Group | None = None,
+    attention: str = "triton",
 ) -> Ops:
     """The kernels for a device and a compute type.
 
@@ -25,16 +30,18 @@ def select_ops(
         activation_bits: what rows keep where they meet quantised weights: 8 or 16, or None for the most that the kernels do.
         graphs: whether a GPU's decoding steps may be captured as graphs.
         group: the ranks that share each layer.
+        attention: who attends on a GPU; see ``CudaOps``.
 
     Raises:
-        ConfigError: ``$OCTAVO_CPU_KERNELS`` names kernels that there are not here, or the activations' bits need others.
+        ConfigError: ``$OCTAVO_CPU_KERNELS`` names kernels that there are not here, the activations' bits need others, or the library
+            that is to attend is not there.
     """
     if device.type == "cuda":
         from octavo.ops.cuda.backend import CudaOps
 
         if activation_bits is not None:
             raise ConfigError(f"activation_bits={activation_bits} needs the C++ kernels of a CPU.")
-        return CudaOps(device, dtype, graphs, group)
+        return CudaOps(device, dtype, graphs, group, attention)
     wanted = env.cpu_kernels()
     if dtype == torch.float16 or wanted == REFERENCE:
         from octavo.ops.reference import ReferenceOps

@@ -73,6 +73,25 @@ CUDA_LOGITS_ROWS = 256
 """Rows whose logits exist at once on a GPU: the head is read once for so many."""
 
 
+FLASHINFER_FLOAT_BYTES = 128 * 2**20
+"""What FlashInfer is given for partial results: what it recommends."""
+
+FLASHINFER_INT_BYTES = 8 * 2**20
+"""What it is given for a step's plan, for each kind of layer: what it takes itself."""
+
+
+def flashinfer_workspace(sequences: int, blocks: int, kinds: int) -> int:
+    """Bytes of a GPU's memory that FlashInfer takes beside a step's rows.
+
+    Args:
+        sequences: most of a step.
+        blocks: most of a sequence.
+        kinds: of layers.
+    """
+    # Each of its wrappers, one of them being made, has plans of its own for a moment; recorded steps keep the pages of all sequences.
+    return FLASHINFER_FLOAT_BYTES + kinds * (2 * FLASHINFER_INT_BYTES + 2 * 4 * 2 * sequences * blocks)
+
+
 CUDA_SPELLED_OUT_BYTES = 128 * 2**20
 """What rows of a quantised weight may take at once in the compute type, where many rows are multiplied with them."""
 

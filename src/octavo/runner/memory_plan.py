@@ -16,7 +16,7 @@ from octavo.errors import ConfigError, MemoryPlanError
 from octavo.models.config import ModelConfig
 from octavo.models.expected_tensors import expected_tensors
 from octavo.models.sharding import Shard, share_out
-from octavo.ops.workspace import CPU_SLOT_TILE, attention_workspace, cpu_workspace, cuda_workspace, shared_slot_floats
+from octavo.ops.workspace import CPU_SLOT_TILE, attention_workspace, cpu_workspace, cuda_workspace, flashinfer_workspace, shared_slot_floats
 from octavo.quantization.formats import DENSE, DTYPE_BYTES, PackedFormat, is_vocabulary, packed_bytes, resolve
 from octavo.runner.device import Device, usable_cores
 
@@ -25,6 +25,9 @@ KV_SCALE_BYTES = 4
 
 LOGITS_ROWS = 64
 """Rows whose logits the host's sampler works on at once, and, on a CPU, that exist at once (``Device.logits_rows``): it bounds the bill."""
+
+FLASHINFER_HEADS = (64, 128, 256)
+"""Head sizes that FlashInfer's kernels are made for."""
 
 _SAMPLER_COPIES = 8
 """float32 copies of a chunk's logits that filters hold at their worst (sorted values, indices and float64 sums)."""
@@ -186,7 +189,10 @@ def activation_bytes(config: ModelConfig, options: EngineOptions, device: Device
     kernels = kernels_for(device, dtype)
     if kernels == "cuda":
         logits += min(device.logits_rows, sequences) * config.vocab_size * 4
-        return cuda_workspace(tokens, config.hidden_size, config.intermediate_size, heads, DTYPE_BYTES[dtype], quantised) + logits
+        step = cuda_workspace(tokens, config.hidden_size, config.intermediate_size, heads, DTYPE_BYTES[dtype], quantised)
+        if options.device.attention_backend == "flashinfer":
+            step += flashinfer_workspace(sequences, -(-context // options.cache.block_size), len(set(config.windows)))
+        return step + logits
     if kernels == "cpu":
         threads = options.device.threads or usable_cores()
         return cpu_workspace(tokens, config.hidden_size, config.intermediate_size, heads, threads) + logits
@@ -306,10 +312,13 @@ def _plan_without_pool(
     matrices = matrix_formats(config, options.model.quantization, formats, shard)
     described = describe_formats(matrix_formats(config, options.model.quantization, formats), dtype)
     kernels = kernels_for(device, dtype)
+    if kernels != "cuda" and options.device.attention_backend != "triton":
+        raise ConfigError(f"attention_backend={options.device.attention_backend} needs a GPU; this is {device.kind}.")
     if kernels == "cpu":
         _refuse_for_cpu(options, kv_dtype)
     elif kernels == "cuda":
         _refuse_for_cuda(options, kv_dtype)
+        _refuse_for_library(config, options.device.attention_backend, dtype, kv_dtype)
     else:
         _refuse_for_reference(options, dtype, kv_dtype)
         described = dtype if described == dtype else f"{dtype}, dequantised at load"
@@ -374,6 +383,25 @@ def _refuse_for_cuda(options: EngineOptions, kv_dtype: str) -> None:
         raise ConfigError(f"activation_bits={options.model.activation_bits} needs --device cpu and its C++ kernels.")
     if kv_dtype == "int8":
         raise ConfigError("kv_cache_dtype=int8 needs --device cpu; on a GPU use fp8, which takes as much.")
+
+
+def _refuse_for_library(config: ModelConfig, library: str, dtype: str, kv_dtype: str) -> None:
+    """What the libraries that may attend on a GPU cannot do."""
+    if library == "triton":
+        return
+    named = f"attention_backend={library}"
+    if dtype == "float32":
+        raise ConfigError(f"{named} attends in bfloat16 or float16, not in float32; triton does.")
+    if library == "fa3":
+        if kv_dtype != dtype:
+            raise ConfigError(f"{named} needs a KV cache of the compute type, {dtype}; triton and flashinfer take {kv_dtype}.")
+        if config.head_dim > 256 or config.head_dim % 8:
+            raise ConfigError(f"{named} takes heads of up to 256 values, a multiple of 8; this model's have {config.head_dim}.")
+    elif kv_dtype not in (dtype, "fp8"):
+        raise ConfigError(f"{named} needs a KV cache of the compute type, {dtype}, or fp8, not {kv_dtype}.")
+    elif config.head_dim not in FLASHINFER_HEADS:
+        sizes = ", ".join(map(str, FLASHINFER_HEADS))
+        raise ConfigError(f"{named} takes heads of {sizes} values; this model's have {config.head_dim}.")
 
 
 def _with_pool(plan: MemoryPlan, options: EngineOptions, device: Device, whole_block: int | None = None) -> MemoryPlan:

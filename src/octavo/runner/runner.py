@@ -69,7 +69,14 @@ class Runner:
         self.samples = shard is None or shard.samples
         local = config if shard is None else shard.local(config)
         dtype: torch.dtype = getattr(torch, plan.dtype)
-        self.ops = select_ops(self.torch_device, dtype, options.model.activation_bits, not options.device.enforce_eager, group)
+        self.ops = select_ops(
+            self.torch_device,
+            dtype,
+            options.model.activation_bits,
+            not options.device.enforce_eager,
+            group,
+            options.device.attention_backend,
+        )
         weights = open_weights(files, config, options.model.load_format, options.model.quantization, self.torch_device, shard)
         # Not under inference mode: loaders fill tensors from threads of their own, where that mode would not hold.
         with temporaries_go_back():

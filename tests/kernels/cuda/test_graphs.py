@@ -6,7 +6,6 @@ Without a GPU a graph is a function that is called again: what is tested is what
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ import torch
 from family_checkpoints import CONFIGS, LENGTH, oracle_logits, save_checkpoint
 from paged_steps import PagedModel, load
 
-from octavo.ops.cuda import backend, graphs
+from octavo.ops.cuda import attention_triton
 from octavo.ops.cuda.backend import CudaOps
 from octavo.ops.cuda.graphs import DecodeSteps, batch_size
 
@@ -22,20 +21,11 @@ TOLERANCE = 1e-4
 FAMILIES = sorted(CONFIGS)
 
 
-def called_again(function: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
-    """A graph for want of a GPU: calls what it would have recorded."""
-    result = function()
-
-    def replay() -> None:
-        result.copy_(function())
-
-    return result, replay
-
-
-@pytest.fixture(autouse=True)
-def captures(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    if device.type != "cuda":
-        monkeypatch.setattr(backend, "cuda_capture", lambda: called_again)
+@pytest.fixture(params=[torch.float32, torch.bfloat16, torch.float16] if torch.cuda.is_available() else [torch.float32], ids=str)
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    """Slow in the interpreter, and what a replay reads does not depend on it."""
+    chosen: torch.dtype = request.param
+    return chosen
 
 
 def tokens_of(seed: int, count: int, vocab_size: int) -> list[int]:
@@ -86,7 +76,7 @@ def test_steps_with_more_work_than_there_is_room_for_run_as_they_are(
     device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_checkpoint("llama", tmp_path)
-    monkeypatch.setattr(graphs, "most_items", lambda spec: 8)
+    monkeypatch.setattr(attention_triton, "most_items", lambda spec: 8)
     model, config = load(tmp_path, torch.float32, LENGTH, CudaOps(device, torch.float32))
     paged = PagedModel(model, config, torch.float32)
     paged.step({which: tokens_of(which, 5, config.vocab_size) for which in range(9)})

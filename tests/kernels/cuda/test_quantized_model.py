@@ -16,7 +16,7 @@ from octavo.models.config import ModelConfig, RotaryConfig
 from octavo.models.dummy_source import DummySource
 from octavo.models.registry import build_model
 from octavo.ops.base import BlockWeight, Ops
-from octavo.ops.cuda import backend, float8_linear
+from octavo.ops.cuda import float8_linear
 from octavo.ops.cuda.backend import CudaOps
 from octavo.ops.cuda.graphs import DecodeSteps
 from octavo.ops.reference import ReferenceOps
@@ -104,22 +104,6 @@ def spelled_out(quantization: str) -> Callable[[StoredTensor], StoredTensor]:
         return Drawn(stored.name, stored.shape, "F32", made)
 
     return change
-
-
-@pytest.fixture(autouse=True)
-def captures(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A graph for want of a GPU: calls what it would have recorded."""
-
-    def called_again(function: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
-        result = function()
-
-        def replay() -> None:
-            result.copy_(function())
-
-        return result, replay
-
-    if device.type != "cuda":
-        monkeypatch.setattr(backend, "cuda_capture", lambda: called_again)
 
 
 def run(ops: Ops, source: Changed) -> torch.Tensor:

@@ -53,6 +53,7 @@ def test_every_option_has_a_flag(capsys):
         ("-tp 1", "device", "tensor_parallel_size", 1),
         ("--pipeline-parallel-size 1", "device", "pipeline_parallel_size", 1),
         ("--enforce-eager", "device", "enforce_eager", True),
+        ("--attention-backend flashinfer", "device", "attention_backend", "flashinfer"),
         ("--nnodes 2 -tp 2", "hosts", "nnodes", 2),
         ("--node-rank 1 --nnodes 2 -pp 2", "hosts", "node_rank", 1),
         ("--master-addr 10.0.0.1", "hosts", "master_addr", "10.0.0.1"),

@@ -122,6 +122,27 @@ def test_caches_of_eight_bits_are_whole_numbers_on_a_cpu_and_fp8_on_a_gpu() -> N
         gpu_plan(activation_bits=8)
 
 
+def test_a_library_that_attends_needs_a_gpu_and_what_it_was_made_for() -> None:
+    made = gpu_plan(attention_backend="flashinfer", max_num_seqs=64, max_model_len=1024)
+    plain = gpu_plan(max_num_seqs=64, max_model_len=1024)
+    # Partial results, plans, and the pages of 64 sequences of 64 blocks with room to grow.
+    assert made.activations - plain.activations == 128 * 2**20 + 2 * 8 * 2**20 + 2 * 4 * 2 * 64 * 64
+    assert gpu_plan(attention_backend="fa3").activations == gpu_plan().activations
+    assert gpu_plan(attention_backend="flashinfer", kv_cache_dtype="fp8").kv_dtype == "fp8"
+    with pytest.raises(ConfigError, match="attention_backend=fa3 needs a GPU; this is cpu"):
+        plan(attention_backend="fa3")
+    with pytest.raises(ConfigError, match="attention_backend=fa3 attends in bfloat16 or float16, not in float32; triton does"):
+        gpu_plan(attention_backend="fa3", dtype="float32")
+    with pytest.raises(ConfigError, match="fa3 needs a KV cache of the compute type, bfloat16; triton and flashinfer take fp8"):
+        gpu_plan(attention_backend="fa3", kv_cache_dtype="fp8")
+    with pytest.raises(ConfigError, match="flashinfer needs a KV cache of the compute type, bfloat16, or fp8, not float16"):
+        gpu_plan(attention_backend="flashinfer", kv_cache_dtype="float16")
+    for library, size in (("fa3", 260), ("flashinfer", 80)):
+        odd = replace(CONFIG, head_dim=size)
+        with pytest.raises(ConfigError, match=rf"attention_backend={library} takes heads of .*this model's have {size}"):
+            plan_memory(odd, engine_options(dtype="bfloat16", attention_backend=library), CudaDevice(), 8 * GIB)
+
+
 def test_float8_weights_are_a_gpus_and_leave_the_vocabulary_dense() -> None:
     layers = PARAMETERS - TABLE - NORMS
     rows = 30 * (2 * 576 + 2 * 192 + 2 * 1536 + 576)

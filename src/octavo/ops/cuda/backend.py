@@ -26,9 +26,10 @@ from octavo.ops.base import (
     WeightPart,
     part_embedding,
 )
-from octavo.ops.cuda.attention_decode import decode_attention
-from octavo.ops.cuda.attention_prefill import prefill_attention
-from octavo.ops.cuda.attention_work import attention_work
+from octavo.ops.cuda.attention import Attention
+from octavo.ops.cuda.attention_fa3 import FlashAttention3
+from octavo.ops.cuda.attention_flashinfer import FlashInfer
+from octavo.ops.cuda.attention_triton import TritonAttention
 from octavo.ops.cuda.graphs import DecodeSteps, cuda_capture
 from octavo.ops.cuda.kv import CudaKVLayer, cuda_kv_layers
 from octavo.ops.cuda.linear import StackedWeight, stacked_linear
@@ -47,15 +48,22 @@ class CudaOps(Ops):
         dtype: float32, bfloat16 or float16.
         graphs: whether decoding steps are captured as CUDA graphs and replayed.
         group: the ranks that share each layer.
+        attention: who attends: ``triton``, Octavo's own kernels; ``fa3`` or ``flashinfer``, a library.
+
+    Raises:
+        ConfigError: the library is not installed, or not for this GPU.
     """
 
     name = "cuda"
     runs_blocks = True
     samples = True
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, graphs: bool = True, group: Group | None = None) -> None:
+    def __init__(
+        self, device: torch.device, dtype: torch.dtype, graphs: bool = True, group: Group | None = None, attention: str = "triton"
+    ) -> None:
         super().__init__(device, dtype, group)
         self._graphs = graphs
+        self._attention = _attention(attention, device, dtype)
 
     # ---- weights -----------------------------------------------------------------------------------------------------
 
@@ -115,14 +123,7 @@ class CudaOps(Ops):
 
     def paged_attention(self, q: torch.Tensor, batch: AttentionBatch, kv: KVLayer, spec: AttentionSpec) -> torch.Tensor:
         assert isinstance(kv, CudaKVLayer)
-        work = attention_work(batch, spec, self.dtype)
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        geometry = (batch.query_starts, batch.context_lens, batch.block_tables)
-        for items in work.decode:
-            decode_attention(q, kv.keys, kv.values, out, *geometry, items, spec.scale, spec.window, spec.softcap)
-        if work.prefill is not None:
-            prefill_attention(q, kv.keys, kv.values, out, *geometry, work.prefill, spec.scale, spec.window, spec.softcap)
-        return out
+        return self._attention(q, batch, kv, spec)
 
     # ---- pool --------------------------------------------------------------------------------------------------------
 
@@ -141,4 +142,10 @@ class CudaOps(Ops):
     ) -> Callable[[torch.Tensor, AttentionBatch], torch.Tensor]:
         """Decoding steps are padded, and CUDA graphs where these are wanted; see ``Ops.prepare_forward``."""
         capture = cuda_capture() if self._graphs else None
-        return DecodeSteps(lambda start, batch: forward(start, batch, kv), limits, self.device, capture, stage_width)
+        return DecodeSteps(lambda start, batch: forward(start, batch, kv), self._attention, limits, self.device, capture, stage_width)
+
+
+def _attention(name: str, device: torch.device, dtype: torch.dtype) -> Attention:
+    if name == "fa3":
+        return FlashAttention3(device)
+    return FlashInfer(device, dtype) if name == "flashinfer" else TritonAttention(dtype)

@@ -1,8 +1,8 @@
 """Decoding steps as CUDA graphs: the launches of a forward pass recorded once and replayed with one.
 
 A graph's shapes and addresses are fixed. So the step is copied to buffers that stay, its sequences padded to one of a few sizes (a padded
-one has slot -1 and no attention work), its attention work to a power of two. A graph is captured when a step first needs it. All share
-one pool of memory and one set of buffers: they run one after the other. Without graphs decoding steps are padded the same way.
+one has slot -1 and a context of 0), and so is its attention work (``attention.GraphWork``). A graph is captured when a step first needs it.
+All share one pool of memory and one set of buffers: they run one after the other. Without graphs decoding steps are padded the same way.
 
 Prompt chunks run as they are: their kernels are long enough to hide the launches.
 """
@@ -13,12 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
-from octavo.ops.base import AttentionBatch, AttentionSpec, StepLimits
-from octavo.ops.cuda.attention_plan import DecodeWork, decode_work
-from octavo.ops.cuda.attention_work import AttentionWork, most_items, new_items, work_key
+from octavo.ops.base import AttentionBatch, StepLimits
+from octavo.ops.cuda.attention import Attention, GraphWork
 
 Pass = Callable[[torch.Tensor, AttentionBatch], torch.Tensor]
 """A model's forward pass over token ids (or an earlier stage's rows) and a step."""
@@ -27,7 +25,6 @@ Capture = Callable[[Callable[[], torch.Tensor]], tuple[torch.Tensor, Callable[[]
 """Records what a function launches: its result's tensor, and what fills that tensor again from the buffers the function read."""
 
 _SMALL_SIZES = (1, 2, 4)
-_LEAST_ITEMS = 8
 
 
 def batch_size(count: int) -> int:
@@ -65,13 +62,13 @@ def cuda_capture() -> Capture:
 class _Graph:
     """Attributes:
     hidden: [size, H], what a replay fills.
-    work: int32, the attention work that it reads: for each kind of layer the joins' starts, then owners and splits.
+    work: of its attention.
     step: the geometry it was captured with, whose tensors it reads and writes: they must live as long as it does.
     """
 
     hidden: torch.Tensor
     replay: Callable[[], None]
-    work: torch.Tensor
+    work: GraphWork
     step: AttentionBatch
 
 
@@ -82,19 +79,27 @@ class DecodeSteps:
 
     Args:
         forward: the pass.
+        attention: by which it attends.
         limits: of steps.
         device: where they run.
         capture: how a graph is made; None runs the padded steps as they are.
         stage_width: of the rows that a pass begins with instead of token ids, in a later stage of a pipeline.
 
     Attributes:
-        graphs: captured so far, by size and the layers' numbers of items.
+        graphs: captured so far, by size and what the attention adds to it.
     """
 
     def __init__(
-        self, forward: Pass, limits: StepLimits, device: torch.device, capture: Capture | None, stage_width: int | None = None
+        self,
+        forward: Pass,
+        attention: Attention,
+        limits: StepLimits,
+        device: torch.device,
+        capture: Capture | None,
+        stage_width: int | None = None,
     ) -> None:
         self._forward = forward
+        self._attention = attention
         self._capture = capture
         self._device = device
         most = batch_size(limits.most_sequences)
@@ -105,7 +110,6 @@ class DecodeSteps:
         self._query_starts = torch.arange(most + 1, dtype=torch.int32, device=device)
         self._context_lens = torch.zeros(most, dtype=torch.int32, device=device)
         self._tables = torch.zeros((most, limits.most_blocks), dtype=torch.int32, device=device)
-        self._specs: list[AttentionSpec] | None = None
         self.graphs: dict[tuple[int, ...], _Graph] = {}
 
     def __call__(self, start: torch.Tensor, batch: AttentionBatch) -> torch.Tensor:
@@ -115,32 +119,18 @@ class DecodeSteps:
             return self._forward(start, batch)
         size = batch_size(count)
         self._fill(start, batch, size)
-        if self._capture is None or self._specs is None:
-            return self._run(size, batch)[:count]
-        contexts = np.asarray(batch.context_lens_host, np.int64)
-        works = [decode_work(np.arange(count, dtype=np.int32), contexts, spec.window) for spec in self._specs]
-        items = [max(_LEAST_ITEMS, 1 << (len(work.owners) - 1).bit_length()) for work in works]
-        if any(number > most_items(spec) for number, spec in zip(items, self._specs, strict=True)):
-            return self._run(size, batch)[:count]
-        packed = _pack(works, size, items)
-        if self._device.type == "cuda":
-            packed = packed.pin_memory()
-        key = (size, *items)
+        # Until a step has run it is not known what kinds of layers there are.
+        extra = self._attention.graph_key(batch) if self._capture is not None and self._attention.specs else None
+        if self._capture is None or extra is None:
+            contexts = batch.context_lens_host + [0] * (size - count)
+            return self._forward(self._start[:size], self._step(size, contexts, batch.block_size, {}))[:count]
+        key = (size, *extra)
         if key not in self.graphs:
-            self.graphs[key] = self._make(self._capture, size, items, packed, batch.block_size)
+            self.graphs[key] = self._make(self._capture, size, extra, batch)
         graph = self.graphs[key]
-        graph.work.copy_(packed, non_blocking=True)
+        graph.work.fill(batch)
         graph.replay()
         return graph.hidden[:count]
-
-    def _run(self, size: int, batch: AttentionBatch) -> torch.Tensor:
-        """Run the step that the buffers hold; the first one shows what kinds of layers there are."""
-        plans: dict[Any, Any] = {}
-        contexts = batch.context_lens_host + [0] * (size - len(batch.context_lens_host))
-        hidden = self._forward(self._start[:size], self._step(size, contexts, batch.block_size, plans))
-        if self._specs is None:
-            self._specs = [key[1] for key in plans if key == work_key(key[1])]
-        return hidden
 
     def _step(self, size: int, contexts: list[int], block_size: int, plans: dict[Any, Any]) -> AttentionBatch:
         """The geometry of the step that the buffers hold."""
@@ -167,27 +157,11 @@ class DecodeSteps:
         self._context_lens[:count].copy_(batch.context_lens)
         self._tables[:count, : batch.block_tables.shape[1]].copy_(batch.block_tables)
 
-    def _make(self, capture: Capture, size: int, items: list[int], packed: torch.Tensor, block_size: int) -> _Graph:
-        """Capture the graph of a size and numbers of items; the buffers hold a step of it."""
-        work = packed.to(self._device)
-        plans: dict[Any, Any] = {}
-        parts = iter(torch.split(work, [length for number in items for length in (size + 1, number, number)]))
-        sequences = self._query_starts[:size]  # sequence d is row d
-        for spec in self._specs or ():
-            plans[work_key(spec)] = AttentionWork([new_items(sequences, next(parts), next(parts), next(parts), spec)], None)
-        step = self._step(size, [], block_size, plans)
+    def _make(self, capture: Capture, size: int, extra: tuple[int, ...], batch: AttentionBatch) -> _Graph:
+        """Capture the graph of a size; the buffers hold a step of it."""
+        step = self._step(size, [], batch.block_size, {})
+        work = self._attention.graph_work(step, extra)
+        work.fill(batch)
+        step.plans.update(work.plans)
         hidden, replay = capture(lambda: self._forward(self._start[:size], step))
         return _Graph(hidden, replay, work, step)
-
-
-def _pack(works: list[DecodeWork], size: int, items: list[int]) -> torch.Tensor:
-    """The layers' work in one int32 array, padded: for each kind of layer size + 1 starts, then owners and splits of its items."""
-    arrays = []
-    for work, number in zip(works, items, strict=True):
-        padding = number - len(work.owners)
-        arrays += [
-            np.pad(work.starts, (0, size + 1 - len(work.starts)), mode="edge"),
-            np.pad(work.owners, (0, padding), constant_values=-1),
-            np.pad(work.splits, (0, padding)),
-        ]
-    return torch.from_numpy(np.concatenate(arrays))

@@ -1,0 +1,35 @@
+"""Finding a library that attends in place of Octavo's kernels."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+import torch
+
+from octavo.errors import ConfigError
+
+_SOURCES = {
+    "fa3": "FlashAttention 3, built from hopper/ of https://github.com/Dao-AILab/flash-attention",
+    "flashinfer": "FlashInfer (pip install flashinfer-python)",
+}
+
+
+def library(option: str, module: str, device: torch.device, capability: int) -> ModuleType:
+    """The module of ``--attention-backend``'s ``option``.
+
+    Args:
+        capability: the major compute capability it needs: 9 for Hopper and no other, 8 for Ampere and later.
+
+    Raises:
+        ConfigError: it cannot be imported, or not on this GPU.
+    """
+    if device.type == "cuda":
+        found, _ = torch.cuda.get_device_capability(device)
+        if found < capability or (capability == 9 and found > 9):
+            name = torch.cuda.get_device_name(device)
+            raise ConfigError(f"attention_backend={option} does not run on {name} (compute capability {found}.x); triton does.")
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"attention_backend={option} needs {_SOURCES[option]}: {error}. Octavo's own kernels are triton.") from error
