@@ -187,6 +187,20 @@ def test_a_rank_that_dies_or_hangs_is_named(
     assert all(map(gone, pids))
 
 
+def test_a_rank_that_ended_before_a_step_was_sent_is_named(tiny: Path) -> None:
+    """It takes no messages any more: the engine does not wait for it to."""
+    core = start(tiny, 2, 1)
+    try:
+        pids = children(os.getpid(), b"octavo.executor.worker")
+        os.kill(pids[0], signal.SIGKILL)
+        time.sleep(0.5)  # until its sockets are closed
+        core.handle(AddRequest("0", PROMPTS[1], SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True), seed=0))
+        with pytest.raises(OctavoError, match=rf"rank 0 of 2 \(process {pids[0]}\) ended with signal SIGKILL"):
+            core.step()
+    finally:
+        core.shutdown()
+
+
 @pytest.mark.parametrize("stopped", [False, True], ids=["running", "stopped"])
 def test_workers_leave_with_their_engine(tiny: Path, stopped: bool) -> None:
     """Killed without a word, the engine leaves no worker behind, not even one that can do nothing."""

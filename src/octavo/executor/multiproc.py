@@ -165,14 +165,18 @@ class MultiprocExecutor(Executor):
         socket: zmq.Socket[bytes] = self._context.socket(kind)
         socket.set_hwm(0)
         socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.SNDTIMEO, int(SILENCE_SECONDS * 1000))
         socket.bind(address)
         return socket, socket.getsockopt_string(zmq.LAST_ENDPOINT) if address.endswith("*") else address
 
     def _tell_all(self, message: WorkerInput) -> None:
         said = self._encoder.encode(message)
         for inbox in self._inboxes:
-            inbox.send(said)  # never full: this waits for a worker that is not connected
+            while True:
+                try:
+                    inbox.send(said, zmq.NOBLOCK)
+                    break
+                except zmq.Again:  # never full: its worker is not connected, so it has ended or is cut off, which is noticed here
+                    self._receive()
 
     def _receive(self, timeout: int = _POLL_MS) -> bool:
         """Take in one message, if one comes in time.
