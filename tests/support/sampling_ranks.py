@@ -33,7 +33,7 @@ class SamplingDevice(CudaDevice):
         return torch.zeros((num_blocks, block_bytes), dtype=torch.uint8)
 
 
-def select_ops(device: torch.device, dtype: torch.dtype, activation_bits: Any, graphs: bool, group: Any) -> SamplingOps:
+def select_ops(device: torch.device, dtype: torch.dtype, activation_bits: Any, *, group: Any, **_: Any) -> SamplingOps:
     return SamplingOps(device, dtype, group)
 
 

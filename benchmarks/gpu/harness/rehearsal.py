@@ -26,8 +26,8 @@ def rehearse() -> None:
     from octavo.ops.cuda import backend
     from octavo.runner import runner
 
-    def select(device: torch.device, dtype: torch.dtype, activation_bits: int | None = None, *rest: Any) -> Ops:
-        return backend.CudaOps(device, dtype, *rest)
+    def select(device: torch.device, dtype: torch.dtype, activation_bits: int | None = None, **chosen: Any) -> Ops:
+        return backend.CudaOps(device, dtype, **chosen)
 
     def capture(function: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
         result = function()

@@ -15,6 +15,7 @@ def select_ops(
     device: torch.device,
     dtype: torch.dtype,
     activation_bits: int | None = None,
+    *,
     graphs: bool = True,
     group: Group | None = None,
     attention: str = "triton",

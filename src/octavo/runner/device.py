@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from octavo.config import DeviceOptions
 from octavo.errors import ConfigError
+from octavo.ops.cuda import FLOAT8_CAPABILITY, LEAST_CAPABILITY
 from octavo.ops.workspace import CUDA_LOGITS_ROWS, CUDA_RUNTIME_BYTES
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 CGROUP = Path("/sys/fs/cgroup")
 """Of this process (version 2), as a container sees it."""
+
+DRIVER_FILES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
+"""One of them is there where NVIDIA's driver is, on Linux itself or under Windows' (WSL 2): without, torch need not be asked."""
 
 FAST_BF16_FEATURES = frozenset({"avx512_bf16", "amx_bf16"})
 
@@ -160,6 +164,12 @@ class CudaDevice(Device):
     def default_dtype(self, checkpoint: str) -> str:
         return checkpoint
 
+    def has_float8(self) -> bool:
+        """Whether kernels can have float8 numbers: a GPU that is not there yet can."""
+        import torch
+
+        return not torch.cuda.is_available() or torch.cuda.get_device_capability() >= FLOAT8_CAPABILITY
+
     def prepare(self, threads: int | None) -> None:
         import torch
 
@@ -180,15 +190,25 @@ def select_device(options: DeviceOptions, number: int | None = 0, count: int = 1
         count: GPUs that all engines on this host need: one for each of their ranks.
 
     Raises:
-        ConfigError: ``cuda`` was asked for and none works, or there are fewer than needed.
+        ConfigError: ``cuda`` was asked for and none works or it is too old, or there are fewer than needed.
     """
     if options.device == "cpu":
         return CpuDevice()
-    if not Path("/dev/nvidiactl").exists() and options.device == "auto":
+    if options.device == "auto" and not any(path.exists() for path in DRIVER_FILES):
         return CpuDevice()
     import torch
 
     if torch.cuda.is_available():
+        # Who computes nothing leaves GPUs alone: each rank asks its own.
+        found = LEAST_CAPABILITY if number is None else torch.cuda.get_device_capability(number)
+        if found < LEAST_CAPABILITY:
+            if options.device == "auto":
+                return CpuDevice()
+            name = torch.cuda.get_device_name(number)
+            raise ConfigError(
+                f"--device cuda: {name} has compute capability {found[0]}.{found[1]}, and the kernels need 8.0 (Ampere) or later; "
+                "use --device cpu."
+            )
         if torch.cuda.device_count() < count:
             raise ConfigError(
                 f"{count} GPUs are needed on this host, one for each rank of each engine (tensor_parallel_size, "

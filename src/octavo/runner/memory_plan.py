@@ -18,7 +18,7 @@ from octavo.models.expected_tensors import expected_tensors
 from octavo.models.sharding import Shard, share_out
 from octavo.ops.workspace import CPU_SLOT_TILE, attention_workspace, cpu_workspace, cuda_workspace, flashinfer_workspace, shared_slot_floats
 from octavo.quantization.formats import DENSE, DTYPE_BYTES, PackedFormat, is_vocabulary, packed_bytes, resolve
-from octavo.runner.device import Device, usable_cores
+from octavo.runner.device import CudaDevice, Device, usable_cores
 
 KV_SCALE_BYTES = 4
 """int8 keys (and values) have a float32 scale for each token and head."""
@@ -317,7 +317,7 @@ def _plan_without_pool(
     if kernels == "cpu":
         _refuse_for_cpu(options, kv_dtype)
     elif kernels == "cuda":
-        _refuse_for_cuda(options, kv_dtype)
+        _refuse_for_cuda(options, device, kv_dtype)
         _refuse_for_library(config, options.device.attention_backend, dtype, kv_dtype)
     else:
         _refuse_for_reference(options, dtype, kv_dtype)
@@ -377,12 +377,17 @@ def _refuse_float8(options: EngineOptions) -> None:
         raise ConfigError("quantization=fp8 needs a GPU; on a CPU use int8, which takes as much.")
 
 
-def _refuse_for_cuda(options: EngineOptions, kv_dtype: str) -> None:
+def _refuse_for_cuda(options: EngineOptions, device: Device, kv_dtype: str) -> None:
     """What the GPU's kernels cannot do."""
     if options.model.activation_bits is not None:
         raise ConfigError(f"activation_bits={options.model.activation_bits} needs --device cpu and its C++ kernels.")
     if kv_dtype == "int8":
         raise ConfigError("kv_cache_dtype=int8 needs --device cpu; on a GPU use fp8, which takes as much.")
+    if isinstance(device, CudaDevice) and not device.has_float8():
+        if kv_dtype == "fp8":
+            raise ConfigError("kv_cache_dtype=fp8 needs a GPU of compute capability 8.9 (Ada) or later; use auto, the compute type.")
+        if options.model.quantization == "fp8":
+            raise ConfigError("quantization=fp8 needs a GPU of compute capability 8.9 (Ada) or later; use int8, which takes as much.")
 
 
 def _refuse_for_library(config: ModelConfig, library: str, dtype: str, kv_dtype: str) -> None:

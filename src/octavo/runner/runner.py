@@ -73,9 +73,9 @@ class Runner:
             self.torch_device,
             dtype,
             options.model.activation_bits,
-            not options.device.enforce_eager,
-            group,
-            options.device.attention_backend,
+            graphs=not options.device.enforce_eager,
+            group=group,
+            attention=options.device.attention_backend,
         )
         weights = open_weights(files, config, options.model.load_format, options.model.quantization, self.torch_device, shard)
         # Not under inference mode: loaders fill tensors from threads of their own, where that mode would not hold.

@@ -51,17 +51,16 @@ def test_logits_of_every_family(name: str, device: torch.device, tmp_path: Path)
     assert paged.forward.graphs
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3"])
-def test_graphs_and_eager_steps_agree_bit_for_bit(name: str, device: torch.device, dtype: torch.dtype, tmp_path: Path) -> None:
-    """Batches that grow, shrink and change their order, so that sizes and buffers are used again."""
-    save_checkpoint(name, tmp_path)
+def test_graphs_and_eager_steps_agree_bit_for_bit(device: torch.device, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Two kinds of layers; batches that grow, shrink and change their order, so that sizes and buffers are used again."""
+    save_checkpoint("gemma3", tmp_path)
     runs = []
     for use_graphs in (True, False):
         model, config = load(tmp_path, dtype, LENGTH, CudaOps(device, dtype, graphs=use_graphs))
         paged, seen = PagedModel(model, config, dtype), []
         for which in range(6):
             paged.step({which: tokens_of(which, 5 + 7 * which, config.vocab_size)})
-        orders = ([0], [1], [0, 1, 2], [3, 1], [5, 4, 3, 2, 1, 0], [2], [4, 5, 0, 1], [1, 0, 2, 3, 4])
+        orders = ([0], [1], [0, 1, 2], [3, 1], [5, 4, 3, 2, 1, 0], [2], [1, 0, 2, 3])
         for turn, order in enumerate(orders):
             logits = paged.step({which: [3 + (turn + which) % 90] for which in order})
             seen.append(torch.cat([logits[which] for which in order]).clone())

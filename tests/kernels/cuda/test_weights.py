@@ -8,7 +8,7 @@ import torch
 from drawn_blocks import FORMATS, drawn_blocks, stands_for
 
 from octavo.ops.base import BlockWeight, Float8Weight
-from octavo.ops.cuda.quantized_linear import dequantize
+from octavo.ops.cuda.block_rows import dequantize
 from octavo.ops.cuda.weights import BlockPart, DensePart, Float8Part, pack
 from octavo.quantization.formats import FLOAT8, INT4, INT8, PackedFormat, packed_bytes
 from octavo.quantization.quantize import quantize_int4, quantize_int8

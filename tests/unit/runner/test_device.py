@@ -12,7 +12,7 @@ from octavo.cli.main import USAGE, main
 from octavo.config import DeviceOptions
 from octavo.errors import ConfigError
 from octavo.runner import device
-from octavo.runner.device import available_ram, select_device, usable_cores
+from octavo.runner.device import CudaDevice, available_ram, select_device, usable_cores
 
 SAID = "--device cuda: torch sees no usable GPU on this machine; use --device cpu."
 
@@ -35,6 +35,7 @@ def test_without_a_gpu_auto_is_the_cpu_and_cuda_is_refused() -> None:
 def test_each_rank_of_each_engine_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: (9, 0))
     chosen: list[int] = []
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     assert select_device(DeviceOptions(device="cuda"), 2, 3).kind == "cuda"
@@ -42,6 +43,20 @@ def test_each_rank_of_each_engine_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -
     assert chosen == [2], "who computes nothing takes none"
     with pytest.raises(ConfigError, match=r"4 GPUs are needed on this host, .*; torch sees 3\."):
         select_device(DeviceOptions(device="cuda"), None, 4)
+
+
+def test_a_gpu_that_is_too_old_is_refused_or_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number=0: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "Tesla T4")
+    monkeypatch.setattr(Path, "exists", lambda path: True)
+    assert select_device(DeviceOptions(device="auto")).kind == "cpu"
+    with pytest.raises(ConfigError, match=r"Tesla T4 has compute capability 7\.5, and the kernels need 8\.0 \(Ampere\) or later"):
+        select_device(DeviceOptions(device="cuda"))
+    assert not CudaDevice().has_float8()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number=0: (8, 9))
+    assert select_device(DeviceOptions(device="auto")).kind == "cuda" and CudaDevice().has_float8()
 
 
 @pytest.mark.usefixtures("no_gpu")

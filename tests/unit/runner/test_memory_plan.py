@@ -112,7 +112,7 @@ def test_a_gpu_holds_weights_as_a_cpus_kernels_do_and_keeps_room_for_its_librari
     assert gpu_plan(max_num_seqs=1000).activations == gpu_plan(max_num_seqs=256).activations
 
 
-def test_caches_of_eight_bits_are_whole_numbers_on_a_cpu_and_fp8_on_a_gpu() -> None:
+def test_caches_of_eight_bits_are_whole_numbers_on_a_cpu_and_fp8_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpu_plan(kv_cache_dtype="fp8").block_bytes * 2 == gpu_plan().block_bytes
     with pytest.raises(ConfigError, match="kv_cache_dtype=int8 needs --device cpu; on a GPU use fp8"):
         gpu_plan(kv_cache_dtype="int8")
@@ -120,6 +120,11 @@ def test_caches_of_eight_bits_are_whole_numbers_on_a_cpu_and_fp8_on_a_gpu() -> N
         plan(kv_cache_dtype="fp8")
     with pytest.raises(ConfigError, match="activation_bits=8 needs --device cpu"):
         gpu_plan(activation_bits=8)
+    monkeypatch.setattr(CudaDevice, "has_float8", lambda device: False)
+    with pytest.raises(ConfigError, match=r"kv_cache_dtype=fp8 needs a GPU of compute capability 8\.9 \(Ada\) or later"):
+        gpu_plan(kv_cache_dtype="fp8")
+    with pytest.raises(ConfigError, match=r"quantization=fp8 needs a GPU of compute capability 8\.9 \(Ada\) or later; use int8"):
+        gpu_plan(quantization="fp8")
 
 
 def test_a_library_that_attends_needs_a_gpu_and_what_it_was_made_for() -> None:

@@ -37,31 +37,26 @@ class FlashInfer(Attention):
     def _attend(self, q: torch.Tensor, batch: AttentionBatch, kv: CudaKVLayer, spec: AttentionSpec) -> torch.Tensor:
         key = _plan_key(spec)
         if key not in batch.plans:
-            planned = self._kind(spec).eager
-            planned.plan(batch, batch.block_tables, len(batch.query_lens), kv.keys.dtype)
+            if spec not in self._kinds:
+                self._kinds[spec] = _Kind(self._library, self._floats, spec, self._dtype, kv.keys.dtype)
+            planned = self._kinds[spec].eager
+            planned.plan(batch, batch.block_tables, len(batch.query_lens))
             batch.plans[key] = planned.wrapper
         out: torch.Tensor = batch.plans[key].run(q, (kv.keys, kv.values))
-        self._kind(spec).cache_dtype = kv.keys.dtype
         return out
 
     def graph_key(self, batch: AttentionBatch) -> tuple[int, ...]:
         return ()
 
     def graph_work(self, step: AttentionBatch, key: tuple[int, ...]) -> GraphWork:
-        size, kinds = len(step.positions), [self._kind(spec) for spec in self.specs]
-        recorded = [kind.recorded(step, size) for kind in kinds]
+        size = len(step.positions)
+        recorded = {spec: kind.recorded(size, step.block_tables.shape[1]) for spec, kind in self._kinds.items()}
 
         def fill(batch: AttentionBatch) -> None:
-            for kind, planned in zip(kinds, recorded, strict=True):
-                planned.plan(batch, step.block_tables, size, kind.cache_dtype)
+            for planned in recorded.values():
+                planned.plan(batch, step.block_tables, size)
 
-        plans = {_plan_key(spec): planned.wrapper for spec, planned in zip(self.specs, recorded, strict=True)}
-        return GraphWork(plans, fill)
-
-    def _kind(self, spec: AttentionSpec) -> _Kind:
-        if spec not in self._kinds:
-            self._kinds[spec] = _Kind(self._library, self._floats, spec, self._dtype)
-        return self._kinds[spec]
+        return GraphWork({_plan_key(spec): planned.wrapper for spec, planned in recorded.items()}, fill)
 
 
 def _plan_key(spec: AttentionSpec) -> tuple[str, AttentionSpec]:
@@ -74,28 +69,24 @@ class _Kind:
 
     Attributes:
         eager: for steps that are not recorded.
-        cache_dtype: of the pool.
     """
 
-    def __init__(self, flashinfer: ModuleType, floats: torch.Tensor, spec: AttentionSpec, dtype: torch.dtype) -> None:
+    def __init__(
+        self, flashinfer: ModuleType, floats: torch.Tensor, spec: AttentionSpec, dtype: torch.dtype, cache_dtype: torch.dtype
+    ) -> None:
         self._wrapper: Callable[..., Any] = flashinfer.BatchPrefillWithPagedKVCacheWrapper
-        self._floats, self._spec, self._dtype = floats, spec, dtype
+        self._floats, self._spec = floats, spec
+        self._types = {"q_data_type": dtype, "kv_data_type": cache_dtype}
         self._integers = torch.empty(FLASHINFER_INT_BYTES, dtype=torch.uint8, device=floats.device)
         self._buffers: dict[str, torch.Tensor] = {}
-        self.cache_dtype = dtype
         self.eager = self._planned(self._wrapper(floats, "NHD"))
 
-    def recorded(self, step: AttentionBatch, size: int) -> _Planned:
-        """For recorded steps of one size.
-
-        Args:
-            step: one, whose block tables are as wide as any.
-        """
-        most = step.block_tables.shape[1]
+    def recorded(self, size: int, blocks: int) -> _Planned:
+        """For recorded steps of ``size`` sequences with up to ``blocks`` blocks each."""
         buffers = {
             "qo_indptr_buf": self._buffer("rows", size + 1),
             "paged_kv_indptr_buf": self._buffer("pages", size + 1),
-            "paged_kv_indices_buf": self._buffer("indices", size * most),
+            "paged_kv_indices_buf": self._buffer("indices", size * blocks),
             "paged_kv_last_page_len_buf": self._buffer("last", size),
         }
         # Its kernels for few rows are the ones that can be planned anew under a graph.
@@ -103,7 +94,7 @@ class _Kind:
 
     def _planned(self, wrapper: Any) -> _Planned:
         wrapper.reset_workspace_buffer(self._floats, self._integers)
-        return _Planned(wrapper, self._spec, self._dtype, self._floats.device)
+        return _Planned(wrapper, self._spec, self._types, self._floats.device)
 
     def _buffer(self, name: str, length: int) -> torch.Tensor:
         """Graphs of smaller sizes use the beginning of a larger one's, once there is one; all take no more than twice the largest."""
@@ -115,12 +106,12 @@ class _Kind:
 class _Planned:
     """A wrapper of the library's and how its steps are planned."""
 
-    def __init__(self, wrapper: Any, spec: AttentionSpec, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, wrapper: Any, spec: AttentionSpec, types: dict[str, torch.dtype], device: torch.device) -> None:
         self.wrapper = wrapper
-        self._spec, self._dtype, self._device = spec, dtype, device
+        self._spec, self._types, self._device = spec, types, device
         self._copied: torch.cuda.Event | None = None
 
-    def plan(self, batch: AttentionBatch, tables: torch.Tensor, size: int, cache_dtype: torch.dtype) -> None:
+    def plan(self, batch: AttentionBatch, tables: torch.Tensor, size: int) -> None:
         """Plan a step.
 
         Args:
@@ -150,8 +141,7 @@ class _Planned:
             sm_scale=self._spec.scale,
             window_left=-1 if self._spec.window is None else self._spec.window - 1,
             logits_soft_cap=self._spec.softcap or 0.0,
-            q_data_type=self._dtype,
-            kv_data_type=cache_dtype,
+            **self._types,
         )
         if self._device.type == "cuda":
             self._copied = self._copied or torch.cuda.Event()  # type: ignore[no-untyped-call]

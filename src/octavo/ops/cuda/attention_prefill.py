@@ -26,6 +26,7 @@ import triton
 import triton.language as tl
 
 from octavo.ops.cuda.attention_decode import LOG2_E
+from octavo.ops.cuda.launch import has_large_tiles
 from octavo.ops.cuda.variants import Variant
 
 
@@ -49,7 +50,9 @@ def prefill_launch(head_dim: int, itemsize: int) -> Launch:
     """For heads of ``head_dim`` values of ``itemsize`` bytes each in the products."""
     if itemsize == 4:
         return Launch(32, 32, 4, 1)
-    return Launch(128, 128, 8, 2) if head_dim <= 128 else Launch(128, 32, 8, 2)
+    if has_large_tiles():
+        return Launch(128, 128, 8, 2) if head_dim <= 128 else Launch(128, 32, 8, 2)
+    return Launch(128, 32, 8, 2) if head_dim <= 128 else Launch(64, 32, 8, 2)
 
 
 @dataclass(frozen=True, slots=True)

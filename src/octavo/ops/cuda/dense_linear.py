@@ -31,3 +31,19 @@ def dense_linear(
     else:
         product = F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
     return product if activation is None else gated(product, activation)
+
+
+def multiply_into(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """x [M, K] times a dense weight [N, K] transposed, plus the bias [N], into ``out`` [M, N] in their type or float32."""
+    if out.dtype == x.dtype:
+        if bias is None:
+            torch.mm(x, weight.t(), out=out)
+        else:
+            torch.addmm(bias, x, weight.t(), out=out)
+        return
+    if x.is_cuda:
+        torch.mm(x, weight.t(), out_dtype=torch.float32, out=out)
+    else:
+        torch.mm(x.float(), weight.float().t(), out=out)
+    if bias is not None:
+        out.add_(bias)

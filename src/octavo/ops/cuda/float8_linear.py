@@ -7,7 +7,7 @@
         sums of all splits (``split_sums.py``) * row's scale * weight row's scale -> out [M, N] + bias
     many rows: cuBLAS or CUTLASS by ``torch._scaled_mm``, which rounds to bfloat16
 
-GPUs without float8 products (before Ada) and CPUs spell both out in float32.
+GPUs without float8 numbers (before Ada) are refused (``runner.memory_plan``); where kernels are interpreted many rows are spelled out.
 """
 
 # Triton's functions have no types; arguments of kernels cannot have any that mypy knows.
@@ -15,7 +15,6 @@ GPUs without float8 products (before Ada) and CPUs spell both out in float32.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 
 import torch
@@ -45,9 +44,6 @@ def float8_linear(x: torch.Tensor, part: Float8Part, out: torch.Tensor, bias: to
         out: [M, N] in the compute type or float32, columns adjacent; all is overwritten.
         bias: [N].
     """
-    if not _has_float8(x.device):
-        _spelled_out(*_plain_float8(x), part, out, bias)
-        return
     x8, scales = float8_rows(x, part.values.shape[1])
     if len(x) <= FUSED_ROWS:
         _fused(x8, scales, part, out, bias)
@@ -89,22 +85,8 @@ def float8_rows(x: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor
     return x8, scales
 
 
-@functools.cache
-def _has_float8(device: torch.device) -> bool:
-    """Whether kernels can have float8 numbers there; interpreted ones can."""
-    return device.type == "cpu" or torch.cuda.get_device_capability(device) >= (8, 9)
-
-
 def _row_warps(block: int) -> int:
     return min(max(block // 512, 1), 16)
-
-
-def _plain_float8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """``float8_rows`` in torch, not filled up."""
-    wide = x.float()
-    scales = wide.abs().amax(1) / FLOAT8_LARGEST
-    divided = wide / torch.where(scales == 0, 1.0, scales)[:, None]
-    return divided.clamp_(-FLOAT8_LARGEST, FLOAT8_LARGEST).to(FLOAT8), scales
 
 
 def _spelled_out(x8: torch.Tensor, scales: torch.Tensor, part: Float8Part, out: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -166,17 +148,8 @@ def _float8_kernel(x_ptr, x8_ptr, scales_ptr, x_stride, columns, width, LARGEST:
     scale = tl.max(tl.abs(x), 0) / LARGEST
     tl.store(scales_ptr + row, scale)
     scaled = x / tl.where(scale == 0.0, 1.0, scale)
-    scaled = _rounded(tl.minimum(tl.maximum(scaled, -LARGEST), LARGEST))
+    scaled = tl.minimum(tl.maximum(scaled, -LARGEST), LARGEST)
     tl.store(x8_ptr + row * width + k, scaled.to(x8_ptr.dtype.element_ty), mask=k < width)
-
-
-@triton.jit
-def _rounded(x):
-    """Rounded to the nearest float8_e4m3fn, ties to even, as a GPU's conversion does; an interpreted one cuts bits off instead."""
-    exponent = tl.maximum((x.to(tl.int32, bitcast=True) >> 23) & 255, 127 - 6)
-    # A number so large that what is added to it is rounded to multiples of 2^(exponent - 3).
-    large = ((exponent + 20) << 23).to(tl.float32, bitcast=True) * 1.5
-    return (x + large) - large
 
 
 @triton.jit

@@ -1,7 +1,8 @@
 """The forms in which a kernel is compiled: what the compiler is given for each, so that all can be compiled without a GPU.
 
-Every kernel file has a function ``variants`` that lists its own; ``all_variants`` is the whole. A form is compiled for Hopper and its
-shared memory, registers and spills are read off, which is as much as can be known of a kernel before it runs.
+Every kernel file has a function ``variants`` that lists its own, cut for the GPU there is or else for Hopper (``launch.capability``);
+``all_variants`` is the whole. A form is compiled and its shared memory, registers and spills are read off, which is as much as can be known
+of a kernel before it runs.
 """
 
 from __future__ import annotations
@@ -15,21 +16,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from octavo.ops.cuda import FLOAT8_CAPABILITY
+from octavo.ops.cuda.launch import EARLY_CAPABILITY
+
 KERNEL_FILES: tuple[str, ...] = (
     "activation",
     "attention_decode",
     "attention_prefill",
+    "block_product",
+    "block_rows",
     "float8_linear",
     "norm",
-    "quantized_linear",
     "rotary_cache",
     "sampling",
     "skinny_linear",
 )
 """Modules of this package that have kernels."""
 
-SHARED_BYTES = 227 * 1024
-"""Shared memory that a program may have on a Hopper GPU."""
+SHARED_BYTES = {(8, 0): 163 * 1024, (8, 9): 99 * 1024, (9, 0): 227 * 1024, (10, 0): 227 * 1024, (12, 0): 99 * 1024}
+"""Shared memory that a program may have, by compute capability; 8.6 is as 8.9."""
 
 
 @dataclass(frozen=True)
@@ -77,21 +82,28 @@ def all_variants() -> Iterator[Variant]:
         yield from importlib.import_module(f"octavo.ops.cuda.{name}").variants()
 
 
-def compile_variant(variant: Variant) -> Compiled:
-    """Compile a form for Hopper; needs no GPU. Must not run where ``TRITON_INTERPRET`` is set: there are no compiled kernels then."""
+def exists(variant: Variant, capability: tuple[int, int]) -> bool:
+    """Whether a form can be there on GPUs of a compute capability: those of float8 numbers need them."""
+    return capability >= FLOAT8_CAPABILITY or not any("fp8" in kind for kind in variant.signature.values())
+
+
+def compile_variant(variant: Variant, capability: tuple[int, int]) -> Compiled:
+    """Compile a form for a compute capability; needs no GPU. Must not run where ``TRITON_INTERPRET`` is set: there are no compiled kernels
+    then."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     names: list[str] = variant.kernel.arg_names
     signature = {name: variant.signature.get(name, "constexpr") for name in names}
-    constants = {(names.index(name),): value for name, value in variant.constants.items()}
+    given = variant.constants | ({} if capability >= EARLY_CAPABILITY else {name: False for name in variant.constants if name == "EARLY"})
+    constants = {(names.index(name),): value for name, value in given.items()}
     attrs = {(names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned}
     source = ASTSource(variant.kernel, signature, constants, attrs)
     options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
-    kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    kernel = triton.compile(source, target=GPUTarget("cuda", 10 * capability[0] + capability[1], 32), options=options)
     registers, spilled = _resources(kernel.asm["cubin"])
-    instructions = len(re.findall(r"\b(?:wgmma\.mma_async|mma\.sync)", kernel.asm["ptx"]))
+    instructions = len(re.findall(r"\b(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)", kernel.asm["ptx"]))
     return Compiled(variant.name, kernel.metadata.shared, registers, spilled, instructions)
 
 

@@ -110,6 +110,11 @@ class BlockPart:
         """On the device, without the counters."""
         return self.values.nbytes + self.scales.nbytes + (0 if self.minima is None else self.minima.nbytes)
 
+    def scales_from(self, tile: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scales and minima from a tile on; the scales once more where there are no minima."""
+        scales = self.scales[tile * TILE_ROWS :] if self.row_scales else self.scales[tile:]
+        return scales, scales if self.minima is None else self.minima[tile:]
+
 
 @dataclass(frozen=True, slots=True)
 class Float8Part:
