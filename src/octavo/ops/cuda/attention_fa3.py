@@ -23,7 +23,7 @@ class FlashAttention3(Attention):
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
-        self._library: ModuleType = library("fa3", "flash_attn_interface", device, capability=9)
+        self._library: ModuleType = library("fa3", "flash_attn_interface", device, oldest=9, newest=9)
 
     def _attend(self, q: torch.Tensor, batch: AttentionBatch, kv: CudaKVLayer, spec: AttentionSpec) -> torch.Tensor:
         out: torch.Tensor = self._library.flash_attn_with_kvcache(

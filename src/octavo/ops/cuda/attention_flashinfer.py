@@ -29,7 +29,7 @@ class FlashInfer(Attention):
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
-        self._library = library("flashinfer", "flashinfer", device, capability=8)
+        self._library = library("flashinfer", "flashinfer", device, oldest=8)
         self._dtype = dtype
         self._floats = torch.empty(FLASHINFER_FLOAT_BYTES, dtype=torch.uint8, device=device)
         self._kinds: dict[AttentionSpec, _Kind] = {}

@@ -15,18 +15,18 @@ _SOURCES = {
 }
 
 
-def library(option: str, module: str, device: torch.device, capability: int) -> ModuleType:
+def library(option: str, module: str, device: torch.device, oldest: int, newest: int | None = None) -> ModuleType:
     """The module of ``--attention-backend``'s ``option``.
 
     Args:
-        capability: the major compute capability it needs: 9 for Hopper and no other, 8 for Ampere and later.
+        oldest, newest: major compute capabilities of the GPUs it runs on: 8 for Ampere, 9 for Hopper.
 
     Raises:
         ConfigError: it cannot be imported, or not on this GPU.
     """
     if device.type == "cuda":
         found, _ = torch.cuda.get_device_capability(device)
-        if found < capability or (capability == 9 and found > 9):
+        if not oldest <= found <= (newest or found):
             name = torch.cuda.get_device_name(device)
             raise ConfigError(f"attention_backend={option} does not run on {name} (compute capability {found}.x); triton does.")
     try:

@@ -13,6 +13,7 @@ import functools
 import torch
 
 EARLY_CAPABILITY = (9, 0)
+"""Compute capability from which on kernels can be launched early."""
 
 EARLY_ROWS = 16
 """Most rows of steps whose kernels are launched early: with more, programs that wait take room from those that work."""
