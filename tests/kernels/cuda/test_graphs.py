@@ -58,9 +58,9 @@ def test_graphs_and_eager_steps_agree_bit_for_bit(device: torch.device, dtype: t
     for use_graphs in (True, False):
         model, config = load(tmp_path, dtype, LENGTH, CudaOps(device, dtype, graphs=use_graphs))
         paged, seen = PagedModel(model, config, dtype), []
-        for which in range(6):
+        for which in range(5):
             paged.step({which: tokens_of(which, 5 + 7 * which, config.vocab_size)})
-        orders = ([0], [1], [0, 1, 2], [3, 1], [5, 4, 3, 2, 1, 0], [2], [1, 0, 2, 3])
+        orders = ([0], [0, 1, 2], [3, 1], [4, 3, 2, 1, 0], [2], [1, 0, 2])
         for turn, order in enumerate(orders):
             logits = paged.step({which: [3 + (turn + which) % 90] for which in order})
             seen.append(torch.cat([logits[which] for which in order]).clone())
