@@ -88,8 +88,9 @@ def flashinfer_workspace(sequences: int, blocks: int, kinds: int) -> int:
         blocks: most of a sequence.
         kinds: of layers.
     """
-    # Each of its wrappers, one of them being made, has plans of its own for a moment; recorded steps keep the pages of all sequences.
-    return FLASHINFER_FLOAT_BYTES + kinds * (2 * FLASHINFER_INT_BYTES + 2 * 4 * 2 * sequences * blocks)
+    # A wrapper that is being made has a plan of its own for a moment. Recorded steps keep the pages of all sequences, four bytes each, in
+    # buffers that are rounded up to a power of two, the smaller ones of which together take no more than the largest.
+    return FLASHINFER_FLOAT_BYTES + kinds * (2 * FLASHINFER_INT_BYTES + 4 * 2 * 2 * sequences * blocks)
 
 
 CUDA_SPELLED_OUT_BYTES = 128 * 2**20

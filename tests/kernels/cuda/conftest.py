@@ -27,7 +27,7 @@ def device() -> torch.device:
 
 @pytest.fixture(scope="session", params=[torch.float32, torch.bfloat16, torch.float16], ids=str)
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    """The compute types that can be tested here."""
+    """The compute types."""
     chosen: torch.dtype = request.param
     return chosen
 

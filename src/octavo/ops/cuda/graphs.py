@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -123,7 +122,7 @@ class DecodeSteps:
         extra = self._attention.graph_key(batch) if self._capture is not None and self._attention.specs else None
         if self._capture is None or extra is None:
             contexts = batch.context_lens_host + [0] * (size - count)
-            return self._forward(self._start[:size], self._step(size, contexts, batch.block_size, {}))[:count]
+            return self._forward(self._start[:size], self._step(size, contexts, batch.block_size))[:count]
         key = (size, *extra)
         if key not in self.graphs:
             self.graphs[key] = self._make(self._capture, size, extra, batch)
@@ -132,7 +131,7 @@ class DecodeSteps:
         graph.replay()
         return graph.hidden[:count]
 
-    def _step(self, size: int, contexts: list[int], block_size: int, plans: dict[Any, Any]) -> AttentionBatch:
+    def _step(self, size: int, contexts: list[int], block_size: int) -> AttentionBatch:
         """The geometry of the step that the buffers hold."""
         return AttentionBatch(
             positions=self._positions[:size],
@@ -143,7 +142,6 @@ class DecodeSteps:
             query_lens=[1] * size,
             context_lens_host=contexts,
             block_size=block_size,
-            plans=plans,
         )
 
     def _fill(self, start: torch.Tensor, batch: AttentionBatch, size: int) -> None:
@@ -159,7 +157,7 @@ class DecodeSteps:
 
     def _make(self, capture: Capture, size: int, extra: tuple[int, ...], batch: AttentionBatch) -> _Graph:
         """Capture the graph of a size; the buffers hold a step of it."""
-        step = self._step(size, [], batch.block_size, {})
+        step = self._step(size, [], batch.block_size)
         work = self._attention.graph_work(step, extra)
         work.fill(batch)
         step.plans.update(work.plans)
